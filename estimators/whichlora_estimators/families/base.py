@@ -1,0 +1,257 @@
+"""What every recipe shares: reading a config, the walk through the layers, logits and loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+from .. import attention, ops
+from ..errors import BadValue
+from ..layers import Build, Linear, rotary_tables
+from ..tape import FP32, INT64, Leaf, Tensor
+
+FAMILIES: dict[str, type[Model]] = {}
+M = TypeVar("M", bound="type[Model]")
+
+
+def family(*model_types: str) -> Callable[[M], M]:
+    """Register a recipe for Hugging Face `model_type`s; registering one twice is an error that names the first."""
+
+    def register(recipe: M) -> M:
+        for model_type in model_types:
+            first = FAMILIES.setdefault(model_type, recipe)
+            assert first is recipe, f"{model_type} is registered already, by {first.__name__}"
+        return recipe
+
+    return register
+
+
+class Cache:
+    """Keys and values of past tokens, one pair of [B, K, S, E] a layer (transformers' DynamicCache)."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        """Count the cached tokens of the first layer."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append by concatenation, a copy of the whole layer, and return what attention sees."""
+        past = self.layers.get(layer)
+        tape = k.tape
+        with tape.tagged("KV cache"):
+            if past is None:
+                joined = ops.concat([k], 2), ops.concat([v], 2)
+            else:
+                joined = ops.concat([past[0], k], 2), ops.concat([past[1], v], 2)
+        self.layers[layer] = joined
+        return joined
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """What a forward pass is asked for, beside its inputs."""
+
+    attention: str
+    padded: bool = False
+    checkpointing: bool = False
+    input_grads: bool = False
+    training: bool = True
+    cache: Cache | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Positions:
+    """What layers share within a pass: rotary tables and the mask."""
+
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class Config:
+    """A config.json with the defaults of its Transformers class; a wrong or missing value is an error naming the key."""
+
+    def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self._values = {**defaults, **{key: value for key, value in given.items() if value is not None}}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value, or `default` where neither the config nor its class names one."""
+        return self._values.get(key, default)
+
+    def default(self, key: str, value: Any) -> None:
+        """Set a value that the config leaves open."""
+        self._values.setdefault(key, value)
+
+    def count(self, key: str) -> int:
+        """Return a positive whole number."""
+        value = self._values.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BadValue(f"config key {key!r} must be a positive whole number", value=value, todo="Correct config.json.")
+        return value
+
+    def rate(self, key: str) -> float:
+        """Return a dropout probability."""
+        return float(self._values.get(key) or 0.0)
+
+    def flag(self, key: str) -> bool:
+        """Return a switch."""
+        return bool(self._values.get(key))
+
+
+class Model(ABC):
+    """A recipe: parameters in the order in which the real module makes them, and its forward pass."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Layers repeat their structure with this period (2 where every other layer slides its window).
+    period: ClassVar[int] = 1
+    #: What PEFT's own LoRA default adapts for this family (peft/utils/constants.py, 0.21).
+    default_targets: ClassVar[tuple[str, ...]] = ("q_proj", "v_proj")
+    tasks: ClassVar[tuple[str, ...]] = ("causal",)
+
+    def __init__(self, config: Mapping[str, Any], build: Build) -> None:
+        self.build = build
+        self.config = Config(config, self.defaults)
+        self.make(self.config, build)
+
+    @abstractmethod
+    def make(self, c: Config, build: Build) -> None:
+        """Allocate the parameters."""
+
+    @abstractmethod
+    def backbone(self, ids: Tensor, context: Context) -> Tensor:
+        """Map token ids [B, T] to hidden states [B, T, D]."""
+
+
+class Decoder(Model):
+    """A causal language model: embedding, blocks, final norm, head. Families say what a block is."""
+
+    #: Names of the config keys, where a family spells them in its own way.
+    layers_key: ClassVar[str] = "num_hidden_layers"
+    width_key: ClassVar[str] = "hidden_size"
+
+    head: Linear
+
+    def make(self, c: Config, build: Build) -> None:
+        """Allocate embedding, blocks, final norm and head."""
+        self.width, self.vocab = c.count(self.width_key), c.count("vocab_size")
+        self.embed = build.parameter("embed_tokens.weight", self.vocab, self.width)
+        self.make_embeddings(c, build)
+        self.blocks = [self.block(c, build, index) for index in range(c.count(self.layers_key))]
+        self.make_final(c, build)
+        self.make_head(c, build)
+
+    def make_embeddings(self, c: Config, build: Build) -> None:
+        """Allocate embeddings beside those of the tokens (learned positions): none unless a family says so."""
+
+    @abstractmethod
+    def block(self, c: Config, build: Build, index: int) -> Callable[[Tensor, Positions, Context], Tensor]:
+        """Make one layer."""
+
+    @abstractmethod
+    def make_final(self, c: Config, build: Build) -> None:
+        """Allocate the final norm (and rotary buffers)."""
+
+    def make_head(self, c: Config, build: Build) -> None:
+        """Make the output head, sharing the embedding's weight where the config ties them."""
+        tied = self.embed if c.flag("tie_word_embeddings") else None
+        self.head = build.head("lm_head", self.width, self.vocab, tied=tied)
+
+    @abstractmethod
+    def final(self, x: Tensor) -> Tensor:
+        """Apply the final norm."""
+
+    def embedded(self, ids: Tensor, context: Context) -> Tensor:
+        """Look the tokens up; families add positions or scale."""
+        return ops.embedding(ids, self.embed)
+
+    def positions(self, x: Tensor, ids: Tensor, context: Context) -> Positions:
+        """Make what layers share: here a mask and rotary tables of the head's width."""
+        return Positions(mask=self.mask(x, ids, context))
+
+    def mask(self, x: Tensor, ids: Tensor, context: Context) -> Tensor | None:
+        """Make the causal mask over cached and new tokens; a single new token needs none."""
+        batch, tokens = ids.shape
+        past = context.cache.length if context.cache is not None else 0
+        if context.attention == "sdpa" and tokens == 1 and not context.padded:
+            return None
+        return attention.causal_mask(
+            x, batch=batch, queries=tokens, keys=past + tokens, padded=context.padded, kind=context.attention
+        )
+
+    def backbone(self, ids: Tensor, context: Context) -> Tensor:
+        """Run embedding, blocks (checkpointed if asked) and final norm."""
+        tape = ids.tape
+        inputs = self.embedded(ids, context)
+        if context.input_grads and inputs.node is None and tape.grad_enabled:
+            inputs.node = Leaf()
+        shared = self.positions(inputs, ids, context)
+        x = inputs
+        for index, block in enumerate(self.blocks):
+            tape.mark(f"layer {index}")
+            run = partial(block, x, shared, context)
+            x = tape.checkpoint(run) if context.checkpointing else run()
+            del run
+        tape.mark("final")
+        return self.final(x)
+
+    def logits(self, ids: Tensor, context: Context, *, last_only: bool = False) -> Tensor:
+        """Map ids [B, T] to logits [B, T, V], or [B, 1, V]."""
+        hidden = self.backbone(ids, context)
+        if last_only:
+            hidden = Tensor(hidden.tape, hidden.storage, (hidden.shape[0], 1, hidden.shape[2]), hidden.dtype)
+        with ids.tape.tagged("logits and loss"):
+            return self.scores(hidden)
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Apply the head; families cap or scale its logits."""
+        return self.head(hidden)
+
+    def loss(self, ids: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Return loss and logits: fp32 logits, labels shifted by one (transformers/loss/loss_utils.py, ForCausalLMLoss)."""
+        logits = self.logits(ids, context)
+        tape = ids.tape
+        tape.mark("loss")
+        with tape.tagged("logits and loss"):
+            return _causal_loss(logits, labels), logits
+
+
+def _causal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    upcast = ops.cast(logits, FP32)
+    padded = labels.tape.new((labels.shape[0], labels.shape[1] + 1), INT64)
+    shifted = labels.tape.new(labels.shape, INT64)
+    rows = upcast.view(labels.numel, logits.shape[-1])
+    loss = ops.cross_entropy(rows, shifted)
+    del padded
+    return loss
+
+
+class RotaryDecoder(Decoder):
+    """A decoder whose queries and keys are rotated by tables that all layers share."""
+
+    def rotary_width(self, c: Config) -> int:
+        """Return how many columns of a head are rotated."""
+        return head_width(c)
+
+    def make_rotary(self, c: Config, build: Build) -> None:
+        """Allocate the inverse frequencies and their original copy."""
+        self.rotated = self.rotary_width(c)
+        self.frequencies = build.buffer(self.rotated // 2), build.buffer(self.rotated // 2)
+
+    def positions(self, x: Tensor, ids: Tensor, context: Context) -> Positions:
+        """Make the mask, then cos and sin."""
+        ids_of_positions = x.tape.new((1, ids.shape[1]), INT64)
+        mask = self.mask(x, ids, context)
+        cos, sin = rotary_tables(x, ids.shape[1], self.rotated)
+        del ids_of_positions
+        return Positions(cos=cos, sin=sin, mask=mask)
+
+
+def head_width(c: Config) -> int:
+    """Return the width of an attention head, named or the even share of the hidden size."""
+    return int(c.get("head_dim") or c.count("hidden_size") // c.count("num_attention_heads"))

@@ -1,0 +1,186 @@
+"""What recipes are made of: the parameters of a model under construction, linear layers, norms, rotary embedding.
+
+# B batch, T tokens, D width, H heads, K key-value heads, E head width, V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+
+from . import ops
+from .tape import FP32, INT64, Dtype, Leaf, Shape, Tape, Tensor
+
+
+@dataclass(slots=True, kw_only=True)
+class Parameter:
+    """A named weight on the tape; `owner` is the module class that decides how loading and preparation treat it."""
+
+    name: str
+    tensor: Tensor
+    quantized: bool = False
+
+    @property
+    def trainable(self) -> bool:
+        """Say whether it takes a gradient."""
+        return isinstance(self.tensor.node, Leaf)
+
+
+class Linear:
+    """A linear layer [..., in] -> [..., out] that a method may adapt and a quantization may store differently."""
+
+    #: PEFT clones the result of 4-bit layers before it adds to it.
+    clones_result = False
+
+    def __init__(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
+        self.name = name
+        self.out_features, self.in_features = weight.shape
+        self.weight: Tensor | None = weight
+        self.bias = bias
+        self.adapter: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Say whether the weight is stored in fewer bits than it computes in."""
+        return False
+
+    def base(self, x: Tensor) -> Tensor:
+        """Apply the layer as the model defines it."""
+        assert self.weight is not None
+        return ops.linear(x, self.weight, self.bias)
+
+    def dequantized(self) -> Tensor:
+        """Return the weight in its compute dtype (the weight itself where it is not quantized)."""
+        assert self.weight is not None
+        return self.weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer with its adapter, if it has one."""
+        return self.base(x) if self.adapter is None else self.adapter(x)
+
+
+MakeLinear = Callable[["Build", str, int, int, bool], Linear]
+
+
+def plain_linear(build: Build, name: str, n_in: int, n_out: int, bias: bool) -> Linear:
+    """Make a layer whose weight is stored in the dtype of the model."""
+    weight = build.parameter(f"{name}.weight", n_out, n_in)
+    return Linear(name, weight, build.parameter(f"{name}.bias", n_out) if bias else None)
+
+
+@dataclass(slots=True)
+class Build:
+    """A model under construction: where recipes get their parameters and layers from."""
+
+    tape: Tape
+    dtype: Dtype
+    trainable: bool
+    make_linear: MakeLinear = plain_linear
+    parameters: list[Parameter] = field(default_factory=list)
+    linears: list[Linear] = field(default_factory=list)
+    buffers: list[Tensor] = field(default_factory=list)
+
+    def parameter(self, name: str, *shape: int) -> Tensor:
+        """Allocate a weight in the dtype of the model."""
+        tensor = self.tape.new(shape, self.dtype)
+        if self.trainable:
+            tensor.node = Leaf()
+        self.parameters.append(Parameter(name=name, tensor=tensor))
+        return tensor
+
+    def add(self, name: str, tensor: Tensor, *, quantized: bool = False) -> Tensor:
+        """Count a tensor that somebody else allocated among the parameters."""
+        self.parameters.append(Parameter(name=name, tensor=tensor, quantized=quantized))
+        return tensor
+
+    def linear(self, name: str, n_in: int, n_out: int, *, bias: bool = False) -> Linear:
+        """Make a linear layer of a block: quantization and methods may change it."""
+        layer = self.make_linear(self, name, n_in, n_out, bias)
+        self.linears.append(layer)
+        return layer
+
+    def head(self, name: str, n_in: int, n_out: int, *, bias: bool = False, tied: Tensor | None = None) -> Linear:
+        """Make an output head: neither quantized nor adapted; `tied` shares the weight of the embedding."""
+        if tied is None:
+            return plain_linear(self, name, n_in, n_out, bias)
+        return Linear(name, tied, self.parameter(f"{name}.bias", n_out) if bias else None)
+
+    def buffer(self, *shape: int, dtype: Dtype = FP32) -> Tensor:
+        """Allocate a tensor that is no parameter: rotary frequencies, position ids."""
+        tensor = self.tape.new(shape, dtype)
+        self.buffers.append(tensor)
+        return tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Normalise as Llama does: in fp32, the weight applied after the cast back (LlamaRMSNorm and its many copies)."""
+    dtype = x.dtype
+    x = ops.cast(x, FP32)
+    variance = _mean_square(x)
+    x = ops.mul(x, _inverse_root(variance))
+    return ops.mul(weight, ops.cast(x, dtype))
+
+
+def gemma_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Normalise as Gemma does: (1 + weight) applied in fp32, then the cast back (GemmaRMSNorm)."""
+    dtype = x.dtype
+    out = _gemma_normalised(ops.cast(x, FP32))
+    out = ops.mul(out, ops.shift(ops.cast(weight, FP32)))
+    return ops.cast(out, dtype)
+
+
+def _gemma_normalised(x: Tensor) -> Tensor:
+    return ops.mul(x, _inverse_root(_mean_square(x)))
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return ops.mean_last(ops.square(x))
+
+
+def _inverse_root(variance: Tensor) -> Tensor:
+    return ops.rsqrt(ops.shift(variance))
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate [B, H, T, E] by position: x cos + rotate_half(x) sin, each product and the halves' concatenation a tensor."""
+    straight = ops.mul(x, cos)
+    turned = ops.mul(_rotate_half(x), sin)
+    return ops.add(straight, turned)
+
+
+def _rotate_half(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = ops.slice_last(x, 0, half), ops.slice_last(x, half, x.shape[-1])
+    return ops.concat([ops.negate(second), first], -1)
+
+
+def partial_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first columns of each head, as many as `cos` has, and put the rest behind them."""
+    width = cos.shape[-1]
+    if width == x.shape[-1]:
+        return rotary(x, cos, sin)
+    turned, passed = ops.slice_last(x, 0, width), ops.slice_last(x, width, x.shape[-1])
+    return ops.concat([rotary(turned, cos, sin), passed], -1)
+
+
+def rotary_tables(x: Tensor, tokens: int, width: int, *, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """Make cos and sin [B or 1, T, E] in the dtype of `x`, through fp32, without gradient."""
+    tape = x.tape
+    shape = (batch, 1, tokens, width)
+    freqs = tape.new((batch, tokens, width // 2), FP32)
+    angles = tape.new(shape, FP32)
+    cos = ops.scale(tape.new(shape, FP32))
+    sin = ops.scale(tape.new(shape, FP32))
+    tape.launch(freqs.bytes + angles.bytes)
+    return ops.cast(cos, x.dtype), ops.cast(sin, x.dtype)
+
+
+def token_ids(tape: Tape, *shape: int) -> Tensor:
+    """Allocate integer inputs."""
+    return tape.new(shape, INT64)
+
+
+def elements(shape: Shape) -> int:
+    """Count the elements of a shape."""
+    return prod(shape)

@@ -1,0 +1,376 @@
+"""The operators that model code calls, as PyTorch runs them on CUDA: what each allocates, saves and moves.
+
+Formulas of backward state tools/autograd/derivatives.yaml and FunctionsManual.cpp of PyTorch (read in 2.14): also the
+temporaries, since a peak often falls on one. Under autocast the operators of its bf16 and fp32 lists cast their inputs
+(aten/src/ATen/autocast_mode.h).
+"""
+
+from __future__ import annotations
+
+from .tape import BOOL, FP32, Dtype, Kernel, Leaf, Shape, Tensor
+
+
+def promote(a: Dtype, b: Dtype) -> Dtype:
+    """Return the dtype of an elementwise result of two tensors with dimensions."""
+    return a if a.rank >= b.rank else b
+
+
+def _broadcast(a: Shape, b: Shape) -> Shape:
+    if a == b:
+        return a
+    if len(a) < len(b):
+        a, b = b, a
+    b = (1,) * (len(a) - len(b)) + b
+    return tuple(max(x, y) if x and y else 0 for x, y in zip(a, b, strict=True))
+
+
+def _pointwise(tape_of: Tensor, shape: Shape, dtype: Dtype, reads: int) -> Tensor:
+    out = tape_of.tape.new(shape, dtype)
+    tape_of.tape.launch(reads + out.bytes)
+    return out
+
+
+def _like(g: Tensor) -> Tensor:
+    return _pointwise(g, g.shape, g.dtype, g.bytes)
+
+
+def _summed_to(g: Tensor, shape: Shape) -> Tensor:
+    """Reduce a gradient to the shape of a broadcast input."""
+    if g.shape == shape:
+        return g
+    return _pointwise(g, shape, g.dtype, g.bytes)
+
+
+def cast(x: Tensor, dtype: Dtype) -> Tensor:
+    """Convert to another dtype: a copy, or `x` itself where it has that dtype."""
+    if x.dtype is dtype:
+        return x
+    out = _pointwise(x, x.shape, dtype, x.bytes)
+    original = x.dtype
+    x.tape.record(out, (x,), (), lambda g: (cast(g, original),))
+    return out
+
+
+def copy(x: Tensor) -> Tensor:
+    """Copy, as clone() and contiguous() of a strided view do; the gradient passes through."""
+    out = _like(x)
+    x.tape.record(out, (x,), (), lambda g: (g,))
+    return out
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """Add elementwise; nothing is saved."""
+    out = _pointwise(a, _broadcast(a.shape, b.shape), promote(a.dtype, b.dtype), a.bytes + b.bytes)
+    shape_a, shape_b, need_a, need_b = a.shape, b.shape, a.node is not None, b.node is not None
+    a.tape.record(
+        out,
+        (a, b),
+        (),
+        lambda g: (_summed_to(g, shape_a) if need_a else None, _summed_to(g, shape_b) if need_b else None),
+    )
+    return out
+
+
+def scale(x: Tensor) -> Tensor:
+    """Multiply by, or divide by, a Python number; nothing is saved."""
+    out = _like(x)
+    x.tape.record(out, (x,), (), lambda g: (_like(g),))
+    return out
+
+
+def shift(x: Tensor) -> Tensor:
+    """Add a Python number; the gradient passes through."""
+    out = _like(x)
+    x.tape.record(out, (x,), (), lambda g: (g,))
+    return out
+
+
+def negate(x: Tensor) -> Tensor:
+    """Negate; nothing is saved."""
+    return scale(x)
+
+
+def mul(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply elementwise, each factor saved where the other one wants a gradient."""
+    out = _pointwise(a, _broadcast(a.shape, b.shape), promote(a.dtype, b.dtype), a.bytes + b.bytes)
+    shape_a, shape_b = a.shape, b.shape
+    need_a, need_b = a.node is not None, b.node is not None
+
+    def backward(g: Tensor, other_a: Tensor | None, other_b: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_a = grad_b = None
+        if need_a and other_a is not None:
+            full = _pointwise(g, g.shape, promote(g.dtype, other_a.dtype), g.bytes + other_a.bytes)
+            grad_a = _summed_to(full, shape_a)
+            del full
+        if need_b and other_b is not None:
+            full = _pointwise(g, g.shape, promote(g.dtype, other_b.dtype), g.bytes + other_b.bytes)
+            grad_b = _summed_to(full, shape_b)
+        return grad_a, grad_b
+
+    a.tape.record(out, (a, b), (b if need_a else None, a if need_b else None), backward)
+    return out
+
+
+def square(x: Tensor) -> Tensor:
+    """Raise to the power 2, with PowBackward's three temporaries."""
+    x = _fp32_under_autocast(x)
+    out = _like(x)
+
+    def backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+        power = _like(x)
+        doubled = _like(power)
+        return (_pointwise(g, g.shape, g.dtype, g.bytes + doubled.bytes),)
+
+    x.tape.record(out, (x,), (x,), backward)
+    return out
+
+
+def mean_last(x: Tensor) -> Tensor:
+    """Average over the last dimension, kept with size 1."""
+    out = _pointwise(x, (*x.shape[:-1], 1), x.dtype, x.bytes)
+    shape = x.shape
+    x.tape.record(out, (x,), (), lambda g: (_pointwise(g, shape, g.dtype, g.bytes),))
+    return out
+
+
+def rsqrt(x: Tensor) -> Tensor:
+    """Inverse square root; its result is saved."""
+    x = _fp32_under_autocast(x)
+    out = _like(x)
+
+    def backward(g: Tensor, result: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = _like(g)
+        cubed = _like(result)
+        return (_pointwise(g, g.shape, g.dtype, scaled.bytes + cubed.bytes),)
+
+    x.tape.record(out, (x,), (out.detach(),), backward)
+    return out
+
+
+def activation(x: Tensor) -> Tensor:
+    """SiLU, GELU (exact or tanh) as one kernel: the input is saved."""
+    out = _like(x)
+    x.tape.record(out, (x,), (x,), lambda g, x: (_pointwise(g, g.shape, g.dtype, g.bytes + x.bytes),))
+    return out
+
+
+def activation_of_result(x: Tensor) -> Tensor:
+    """ReLU, tanh, sigmoid: the result is saved, not the input."""
+    out = _like(x)
+    x.tape.record(out, (x,), (out.detach(),), lambda g, y: (_pointwise(g, g.shape, g.dtype, g.bytes + y.bytes),))
+    return out
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Drop with probability `p` while a gradient is recorded: a byte a element of mask is saved; p = 0 is no operator."""
+    if p == 0 or not x.tape.grad_enabled:
+        return x
+    out = _like(x)
+    mask = _pointwise(x, x.shape, BOOL, 0)
+    x.tape.record(out, (x,), (mask,), lambda g, m: (_pointwise(g, g.shape, g.dtype, g.bytes + m.bytes),))
+    return out
+
+
+def slice_last(x: Tensor, start: int, stop: int) -> Tensor:
+    """View columns `start:stop` of the last dimension; backward fills a gradient of the whole width."""
+    out = Tensor(x.tape, x.storage, (*x.shape[:-1], stop - start), x.dtype)
+    shape = x.shape
+    x.tape.record(out, (x,), (), lambda g: (_pointwise(g, shape, g.dtype, g.bytes),))
+    return out
+
+
+def split_last(x: Tensor, widths: tuple[int, ...]) -> list[Tensor]:
+    """View the last dimension in parts; backward concatenates the parts' gradients, zeros where one has none."""
+    outs = [Tensor(x.tape, x.storage, (*x.shape[:-1], width), x.dtype) for width in widths]
+
+    def backward(grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        dtype = next(g.dtype for g in grads if g is not None)
+        parts = [g if g is not None else x_new(outs_shape, dtype) for g, outs_shape in zip(grads, shapes, strict=True)]
+        return (_pointwise(parts[0], shape, dtype, sum(part.bytes for part in parts)),)
+
+    shape, shapes, x_new = x.shape, [out.shape for out in outs], x.tape.new
+    node = x.tape.record(outs[0], (x,), (), backward, outputs=len(widths))
+    for nr, out in enumerate(outs):
+        out.node, out.nr = node, nr
+    return outs
+
+
+def concat(parts: list[Tensor], dim: int) -> Tensor:
+    """Concatenate along `dim`; the gradients are views."""
+    first = parts[0]
+    dtype = first.dtype
+    for part in parts[1:]:
+        dtype = promote(dtype, part.dtype)
+    size = sum(part.shape[dim] for part in parts)
+    shape = list(first.shape)
+    shape[dim] = size
+    out = _pointwise(first, tuple(shape), dtype, sum(part.bytes for part in parts))
+    shapes = [part.shape for part in parts]
+    needed = [part.node is not None for part in parts]
+
+    def backward(g: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(
+            Tensor(g.tape, g.storage, shape, g.dtype) if need else None
+            for shape, need in zip(shapes, needed, strict=True)
+        )
+
+    first.tape.record(out, tuple(parts), (), backward)
+    return out
+
+
+def repeat_heads(x: Tensor, times: int) -> Tensor:
+    """Repeat each key-value head (dimension 1 of B, H, T, D) for its group of query heads: a copy, none for 1."""
+    if times == 1:
+        return x
+    batch, heads, length, width = x.shape
+    out = _pointwise(x, (batch, heads * times, length, width), x.dtype, x.bytes)
+    shape = x.shape
+    x.tape.record(out, (x,), (), lambda g: (_pointwise(g, shape, g.dtype, g.bytes),))
+    return out
+
+
+def softmax(x: Tensor, dtype: Dtype | None = None) -> Tensor:
+    """Softmax over the last dimension in `dtype` (the kernel converts on the way); its result is saved."""
+    if x.tape.autocast is not None:
+        x = cast(x, FP32)
+    out = _pointwise(x, x.shape, dtype or x.dtype, x.bytes)
+    original = x.dtype
+
+    def backward(g: Tensor, result: Tensor) -> tuple[Tensor | None, ...]:
+        return (_pointwise(g, g.shape, original, g.bytes + result.bytes),)
+
+    x.tape.record(out, (x,), (out.detach(),), backward)
+    return out
+
+
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """Look up rows of `weight` [V, D]; a dense gradient of the whole table where it trains."""
+    out = _pointwise(weight, (*ids.shape, weight.shape[-1]), weight.dtype, ids.bytes)
+    shape, dtype = weight.shape, weight.dtype
+    weight.tape.record(out, (weight,), (ids,), lambda g, ids: (_pointwise(g, shape, dtype, g.bytes),))
+    return out
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """torch.nn.LayerNorm: one kernel, saving the input and fp32 mean and inverse deviation per row."""
+    if x.tape.autocast is not None:
+        x = cast(x, FP32)
+        weight = weight and cast(weight, FP32)
+        bias = bias and cast(bias, FP32)
+    tape = x.tape
+    out = _like(x)
+    rows = (*x.shape[:-1], 1)
+    mean, rstd = tape.new(rows, FP32), tape.new(rows, FP32)
+    inputs = (x, weight, bias)
+    needs = tuple(t is not None and t.node is not None for t in inputs)
+
+    def backward(g: Tensor, x: Tensor, weight: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x = _pointwise(g, x.shape, x.dtype, g.bytes + x.bytes) if needs[0] else None
+        grad_w = tape.new(weight.shape, weight.dtype) if weight is not None and needs[1] else None
+        grad_b = tape.new(weight.shape, weight.dtype) if weight is not None and needs[2] else None
+        return grad_x, grad_w, grad_b
+
+    tape.record(out, inputs, (x, weight, mean, rstd), backward)
+    return out
+
+
+def matmul_kernel(out: Tensor, batch: int, m: int, n: int, k: int) -> None:
+    """Record the launch of a (batched) matrix product of m x k and k x n."""
+    moved = batch * (m * k + k * n + m * n) * out.dtype.bytes
+    kernels = out.tape.kernels
+    kernels.append(Kernel(moved, batch, m, n, k, out.dtype.name))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply [..., K] by a weight [N, K]: the weight is saved where x wants a gradient, x where the weight does."""
+    if x.tape.autocast is not None:
+        x, weight, bias = _autocast(x), _autocast(weight), bias and _autocast(bias)
+    n, k = weight.shape
+    m = x.numel // k
+    out = x.tape.new((*x.shape[:-1], n), x.dtype)
+    matmul_kernel(out, 1, m, n, k)
+    need_x, need_w, need_b = (t is not None and t.node is not None for t in (x, weight, bias))
+    shape_x, dtype = x.shape, weight.dtype
+
+    def backward(g: Tensor, x: Tensor | None, weight: Tensor | None) -> tuple[Tensor | None, ...]:
+        new = g.tape.new
+        grad_x = grad_w = grad_b = None
+        if need_b:
+            grad_b = _pointwise(g, (n,), dtype, g.bytes)
+        if need_w:
+            grad_w = new((n, k), dtype)
+            matmul_kernel(grad_w, 1, n, k, m)
+        if need_x:
+            grad_x = new(shape_x, dtype)
+            matmul_kernel(grad_x, 1, m, k, n)
+        return grad_x, grad_w, grad_b
+
+    x.tape.record(out, (x, weight, bias), (x if need_w else None, weight if need_x else None), backward)
+    return out
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply [..., M, K] by [..., K, N], batch for batch."""
+    if a.tape.autocast is not None:
+        a, b = _autocast(a), _autocast(b)
+    m, k = a.shape[-2:]
+    n = b.shape[-1]
+    batch = a.numel // (m * k)
+    out = a.tape.new((*a.shape[:-1], n), a.dtype)
+    matmul_kernel(out, batch, m, n, k)
+    need_a, need_b = a.node is not None, b.node is not None
+    shape_a, shape_b = a.shape, b.shape
+
+    def backward(g: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_a = grad_b = None
+        if need_a:
+            grad_a = g.tape.new(shape_a, g.dtype)
+            matmul_kernel(grad_a, batch, m, k, n)
+        if need_b:
+            grad_b = g.tape.new(shape_b, g.dtype)
+            matmul_kernel(grad_b, batch, k, n, m)
+        return grad_a, grad_b
+
+    a.tape.record(out, (a, b), (a if need_b else None, b if need_a else None), backward)
+    return out
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy over rows of [N, V]: the log-softmax is saved, and backward makes two more of its size."""
+    logits = _fp32_under_autocast(logits)
+    tape, shape = logits.tape, logits.shape
+    log_probs = _like(logits)
+    tape.record(
+        log_probs,
+        (logits,),
+        (log_probs.detach(),),
+        lambda g, result: (_pointwise(g, g.shape, g.dtype, g.bytes + result.bytes),),
+    )
+    loss, weight = tape.new((1,), logits.dtype), tape.new((1,), logits.dtype)
+    tape.launch(labels.bytes)
+
+    def backward(g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return (_pointwise(g, shape, g.dtype, 0),)
+
+    tape.record(loss, (log_probs,), (log_probs.detach(), labels, weight), backward)
+    return loss
+
+
+def _fp32_under_autocast(x: Tensor) -> Tensor:
+    return x if x.tape.autocast is None else cast(x, FP32)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Cast an input of a matrix product as autocast does: a trained weight is cast once and kept until autocast ends."""
+    tape = x.tape
+    target = tape.autocast
+    if target is None or x.dtype is target or x.dtype.rank < target.rank:
+        return x
+    if not isinstance(x.node, Leaf):
+        return cast(x, target)
+    kept = tape.autocast_weights.get(id(x))
+    if kept is None:
+        kept = tape.autocast_weights[id(x)] = cast(x, target)
+    return kept
+
+

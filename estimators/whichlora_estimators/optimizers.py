@@ -1,0 +1,170 @@
+"""What optimizers keep and what their step allocates (torch.optim 2.14 foreach paths; bitsandbytes 0.50 optim/optimizer.py).
+
+An optimizer is two functions over the trained tensors: `start` allocates the state that stays, `step` the temporaries.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from .errors import UnknownName
+from .tape import FP32, UINT8, Tensor
+
+OPTIMIZERS: dict[str, Optimizer] = {}
+
+
+class Optimizer(ABC):
+    """State and step of one optimizer."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Allocate the state of every parameter."""
+
+    @abstractmethod
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Allocate and free what one step needs beside the state."""
+
+
+def find_optimizer(name: str) -> Optimizer:
+    """Return an optimizer by name; UnknownName otherwise."""
+    try:
+        return OPTIMIZERS[name]
+    except KeyError:
+        todo = f"Optimizers: {', '.join(sorted(OPTIMIZERS))}."
+        raise UnknownName("optimizer", name, OPTIMIZERS, todo=todo) from None
+
+
+def _register(optimizer: Optimizer) -> None:
+    assert optimizer.name not in OPTIMIZERS, optimizer.name
+    OPTIMIZERS[optimizer.name] = optimizer
+
+
+class AdamW(Optimizer):
+    """Two moments in the parameter's dtype; the foreach step holds the root of the second one for a whole dtype at a time."""
+
+    name = "adamw"
+
+    def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Allocate both moments, parameter by parameter."""
+        return [p.tape.new(p.shape, p.dtype) for p in parameters for _ in range(2)]
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Allocate the denominators."""
+        for group in _by_dtype(parameters):
+            roots = [p.tape.new(p.shape, p.dtype) for p in group]
+            # weight, gradient and two moments read, three written; the root written and read twice
+            group[0].tape.launch(10 * sum(p.bytes for p in group))
+            del roots
+
+
+class Sgd(Optimizer):
+    """No momentum, no state."""
+
+    name = "sgd"
+
+    def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Allocate nothing."""
+        return []
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Add the gradients in place."""
+        for group in _by_dtype(parameters):
+            group[0].tape.launch(3 * sum(p.bytes for p in group))
+
+
+class AdamW8bit(Optimizer):
+    """Two moments of one byte with an fp32 scale per 256 values; small tensors keep fp32 moments."""
+
+    name = "adamw-8bit"
+    block = 256
+    smallest = 4096
+
+    def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Allocate codes, scales, and the two maps that all share."""
+        state: list[Tensor] = []
+        for p in parameters:
+            if p.numel < self.smallest:
+                state += [p.tape.new(p.shape, FP32) for _ in range(2)]
+                continue
+            if not any(s.shape == (self.block,) for s in state[:2]):
+                state[:0] = [p.tape.new((self.block,), FP32) for _ in range(2)]
+            blocks = -(-p.numel // self.block)
+            state += self.moments(p)
+            state += [p.tape.new((blocks,), FP32) for _ in range(2)]
+        return state
+
+    def moments(self, p: Tensor) -> list[Tensor]:
+        """Allocate the codes of one parameter."""
+        return [p.tape.new(p.shape, UINT8) for _ in range(2)]
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Update in place, one kernel a parameter."""
+        for p in parameters:
+            p.tape.launch(3 * p.bytes + 4 * p.numel)
+
+
+class PagedAdamW8bit(AdamW8bit):
+    """The codes of large tensors live in managed memory, which PyTorch's allocator does not see."""
+
+    name = "paged-adamw-8bit"
+    paged_from = 100_000
+
+    def moments(self, p: Tensor) -> list[Tensor]:
+        """Allocate the codes of a small parameter."""
+        return [] if p.numel >= self.paged_from else super().moments(p)
+
+
+class PagedAdamW(AdamW):
+    """AdamW of bitsandbytes in 32 bit: fp32 moments, in managed memory for large tensors."""
+
+    name = "paged-adamw"
+
+    def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Allocate the moments of small parameters."""
+        small = [p for p in parameters if p.numel < PagedAdamW8bit.paged_from]
+        return [p.tape.new(p.shape, FP32) for p in small for _ in range(2)]
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Update in place, one kernel a parameter."""
+        for p in parameters:
+            p.tape.launch(3 * p.bytes + 16 * p.numel)
+
+
+class Adafactor(Optimizer):
+    """Row and column averages of the squared gradient (transformers.optimization.Adafactor, 5.23)."""
+
+    name = "adafactor"
+
+    def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Allocate a row and a column of fp32 for a matrix, a whole copy for a vector."""
+        state: list[Tensor] = []
+        for p in parameters:
+            if len(p.shape) >= 2:
+                state.append(p.tape.new(p.shape[:-1], FP32))
+                state.append(p.tape.new((*p.shape[:-2], p.shape[-1]), FP32))
+            else:
+                state.append(p.tape.new(p.shape, FP32))
+        return state
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Go through the parameters one at a time: fp32 copies of weight and gradient, the update, and a product with it."""
+        for p in parameters:
+            copies = [] if p.dtype is FP32 else [p.tape.new(p.shape, FP32) for _ in range(2)]
+            update = [p.tape.new(p.shape, FP32) for _ in range(3)]
+            p.tape.launch(12 * 4 * p.numel)
+            del copies, update
+
+
+def _by_dtype(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+    groups: dict[str, list[Tensor]] = {}
+    for p in parameters:
+        groups.setdefault(p.dtype.name, []).append(p)
+    return list(groups.values())
+
+
+for _optimizer in (AdamW(), Sgd(), AdamW8bit(), PagedAdamW8bit(), PagedAdamW(), Adafactor()):
+    _register(_optimizer)

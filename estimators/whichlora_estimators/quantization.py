@@ -1,0 +1,156 @@
+"""How linear weights are stored and multiplied in fewer bits (bitsandbytes 0.50: nn/modules.py, autograd/_functions.py).
+
+# N output width, K input width, M rows of the input
+"""
+
+from __future__ import annotations
+
+from . import ops
+from .errors import UnknownName
+from .layers import Build, Linear, MakeLinear, plain_linear
+from .tape import FP16, FP32, INT8, INT32, UINT8, Leaf, Tensor
+
+#: Rows up to which the 4-bit kernel reads packed weights; above, the weight is dequantized for an ordinary product.
+#: bitsandbytes decides between 4 and 1536 rows by card and shape; the weight's copy matters only in that range.
+PACKED_ROWS = 32
+
+
+class Linear4bit(Linear):
+    """Weights in blocks of 64 four-bit values; with double quantization the blocks' scales are 8 bit, in blocks of 256."""
+
+    clones_result = True
+
+    def __init__(self, name: str, build: Build, n_in: int, n_out: int, bias: bool, *, double: bool) -> None:
+        tape = build.tape
+        self.name, self.in_features, self.out_features = name, n_in, n_out
+        self.weight, self.adapter, self.dtype, self.double = None, None, build.dtype, double
+        numel = n_in * n_out
+        packed = build.add(f"{name}.weight", tape.new(((numel + 1) // 2, 1), UINT8), quantized=True)
+        blocks = -(-numel // 64)
+        if double:
+            scales = [tape.new((blocks,), UINT8), tape.new((-(-blocks // 256),), FP32), tape.new((1,), FP32)]
+            scales.append(tape.new((256,), FP32))
+        else:
+            scales = [tape.new((blocks,), FP32)]
+        self.packed, self.scales = packed, [*scales, tape.new((16,), FP32)]
+        self.bias = build.parameter(f"{name}.bias", n_out) if bias else None
+
+    @property
+    def quantized(self) -> bool:
+        """Say that it is."""
+        return True
+
+    def dequantized(self) -> Tensor:
+        """Allocate the weight in the compute dtype, through fp32 scales where those are quantized too."""
+        tape = self.packed.tape
+        scales = tape.new((self.scales[0].numel,), FP32) if self.double else None
+        weight = tape.new((self.out_features, self.in_features), self.dtype)
+        tape.launch(self.packed.bytes + weight.bytes)
+        del scales
+        return weight
+
+    def base(self, x: Tensor) -> Tensor:
+        """Multiply in the compute dtype and give the result the input's dtype."""
+        dtype = x.dtype
+        out = self._product(ops.cast(x, self.dtype))
+        return ops.cast(out, dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
+        rows, n, k = x.numel // self.in_features, self.out_features, self.in_features
+        weight = self.dequantized() if rows > PACKED_ROWS else None
+        out = x.tape.new((*x.shape[:-1], n), x.dtype)
+        ops.matmul_kernel(out, 1, rows, n, k)
+        del weight
+        shape, dtype = x.shape, x.dtype
+
+        def backward(g: Tensor) -> tuple[Tensor | None, ...]:
+            weight = self.dequantized()
+            grad = g.tape.new(shape, dtype)
+            ops.matmul_kernel(grad, 1, rows, k, n)
+            del weight
+            return (grad,)
+
+        x.tape.record(out, (x,), (), backward)
+        return out
+
+
+class Linear8bit(Linear):
+    """LLM.int8(): rows of the input and of the weight quantized to int8, the input kept for outliers."""
+
+    clones_result = False
+
+    def __init__(self, name: str, build: Build, n_in: int, n_out: int, bias: bool) -> None:
+        tape = build.tape
+        self.name, self.in_features, self.out_features = name, n_in, n_out
+        self.weight, self.adapter, self.dtype = None, None, build.dtype
+        self.packed = build.add(f"{name}.weight", tape.new((n_out, n_in), INT8), quantized=True)
+        self.scales = tape.new((n_out,), FP32)
+        self.bias = build.parameter(f"{name}.bias", n_out) if bias else None
+
+    @property
+    def quantized(self) -> bool:
+        """Say that it is."""
+        return True
+
+    def dequantized(self) -> Tensor:
+        """Allocate the weight in fp32, as PEFT dequantizes an int8 layer."""
+        weight = self.packed.tape.new((self.out_features, self.in_features), FP32)
+        self.packed.tape.launch(self.packed.bytes + weight.bytes)
+        return weight
+
+    def base(self, x: Tensor) -> Tensor:
+        """Quantize the input through fp16, multiply in int8, scale back."""
+        tape, rows = x.tape, x.numel // self.in_features
+        half = ops.cast(x.detach(), FP16)
+        quantized, row_scales = tape.new(x.shape, INT8), tape.new((rows,), FP32)
+        tape.launch(half.bytes + quantized.bytes)
+        del half
+        product = tape.new((rows, self.out_features), INT32)
+        ops.matmul_kernel(quantized, 1, rows, self.out_features, self.in_features)
+        half_out = tape.new((rows, self.out_features), FP16)
+        tape.launch(product.bytes + half_out.bytes)
+        out = ops.cast(half_out, x.dtype).view(*x.shape[:-1], self.out_features)
+        del half_out, product, quantized, row_scales
+        shape, dtype, n, k = x.shape, x.dtype, self.out_features, self.in_features
+
+        def backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+            weight = tape.new((n, k), dtype)
+            tape.launch(self.packed.bytes + 2 * weight.bytes)
+            grad = tape.new(shape, dtype)
+            ops.matmul_kernel(grad, 1, rows, k, n)
+            del weight
+            return (grad,)
+
+        tape.record(out, (x,), (x,), backward)
+        return out
+
+
+def _nf4(build: Build, name: str, n_in: int, n_out: int, bias: bool) -> Linear:
+    return Linear4bit(name, build, n_in, n_out, bias, double=True)
+
+
+def _int8(build: Build, name: str, n_in: int, n_out: int, bias: bool) -> Linear:
+    return Linear8bit(name, build, n_in, n_out, bias)
+
+
+QUANTIZATIONS: dict[str, MakeLinear] = {"none": plain_linear, "nf4": _nf4, "fp4": _nf4, "int8": _int8}
+
+
+def find_quantization(name: str | None) -> MakeLinear:
+    """Return how linear layers are made under a quantization; UnknownName otherwise."""
+    try:
+        return QUANTIZATIONS[name or "none"]
+    except KeyError:
+        todo = f"Quantizations: {', '.join(QUANTIZATIONS)}."
+        raise UnknownName("quantization", str(name), QUANTIZATIONS, todo=todo) from None
+
+
+def prepare_for_training(build: Build) -> None:
+    """Cast every 16-bit weight that is not quantized to fp32 (peft.prepare_model_for_kbit_training): norms, embeddings, head."""
+    kept: dict[int, Tensor] = {}
+    for parameter in build.parameters:
+        old = parameter.tensor
+        if parameter.quantized or old.dtype is FP32 or isinstance(old.node, Leaf):
+            continue
+        new = kept.setdefault(id(old.storage), build.tape.new(old.shape, FP32))
+        old.storage, old.dtype = new.storage, FP32

@@ -1,0 +1,371 @@
+"""A training step without arithmetic: tensors that have a size and a lifetime, and autograd over them.
+
+Recipes and methods are written as ordinary forward code over `Tensor`. Every allocation and every free lands on the tape
+in the order in which PyTorch would make it, because lifetimes follow the rule that PyTorch's own follow: storage is freed
+when the last reference to it dies. Python counts those references here as it does there, so a local variable that keeps a
+tensor alive in the real code does so on the tape. (CPython only: a collector without reference counts would free too late.)
+
+Autograd states the behaviour of torch/csrc/autograd/engine.cpp and input_buffer.cpp (read in 2.14): nodes run in
+descending order of creation, a gradient is summed in place when nobody else holds it, inputs are released before the
+node's saved tensors. Checkpointing states torch/utils/checkpoint.py (non-reentrant): saved tensors are dropped, and the
+first one that backward asks for recomputes the region up to its last saved tensor.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Shape = tuple[int, ...]
+
+
+class Dtype(NamedTuple):
+    """An element type: its name, its bytes, and its rank in type promotion."""
+
+    name: str
+    bytes: int
+    rank: int
+
+
+BOOL = Dtype("bool", 1, 0)
+UINT8 = Dtype("uint8", 1, 1)
+INT8 = Dtype("int8", 1, 1)
+INT32 = Dtype("int32", 4, 2)
+INT64 = Dtype("int64", 8, 3)
+FP16 = Dtype("fp16", 2, 4)
+BF16 = Dtype("bf16", 2, 4)
+FP32 = Dtype("fp32", 4, 5)
+
+
+class Storage:
+    """Bytes on the device; `index` is its number on the tape. Its death is the free."""
+
+    __slots__ = ("index", "tape")
+
+    def __init__(self, tape: Tape, index: int) -> None:
+        self.tape = tape
+        self.index = index
+
+    def __del__(self) -> None:
+        self.tape.events.append(~self.index)
+
+
+class Tensor:
+    """A view of a storage with a shape and a dtype; `node` made it (None: no gradient flows here), as output number `nr`."""
+
+    __slots__ = ("dtype", "node", "nr", "shape", "storage", "tape")
+
+    def __init__(self, tape: Tape, storage: Storage | None, shape: Shape, dtype: Dtype) -> None:
+        self.tape = tape
+        self.storage = storage
+        self.shape = shape
+        self.dtype = dtype
+        self.node: Node | Leaf | None = None
+        self.nr = 0
+
+    @property
+    def numel(self) -> int:
+        """Count the elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the elements, before the allocator rounds."""
+        return math.prod(self.shape) * self.dtype.bytes
+
+    def view(self, *shape: int) -> Tensor:
+        """Return the same storage under another shape; gradients pass through unchanged in size."""
+        seen = Tensor(self.tape, self.storage, shape, self.dtype)
+        seen.node, seen.nr = self.node, self.nr
+        return seen
+
+    def detach(self) -> Tensor:
+        """Return the same storage without its history."""
+        return Tensor(self.tape, self.storage, self.shape, self.dtype)
+
+
+class Leaf:
+    """Where a parameter's gradient accumulates (torch's AccumulateGrad)."""
+
+    __slots__ = ("grad", "seq")
+
+    def __init__(self) -> None:
+        self.grad: Tensor | None = None
+        self.seq = sys.maxsize
+
+
+# A backward formula: gradients of the outputs (one, or a list where a node has several outputs) and the saved tensors in,
+# gradients of the inputs out.
+Backward = Callable[..., "tuple[Tensor | None, ...]"]
+Saved = tuple["Tensor | None", ...]
+Edge = tuple["Node | Leaf", int, Dtype]
+
+
+class Node:
+    """One backward formula with its saved tensors and the edges to what made its inputs."""
+
+    __slots__ = ("backward", "edges", "frame", "outputs", "saved", "seq", "slot")
+
+    def __init__(self, seq: int, edges: tuple[Edge | None, ...], backward: Backward, outputs: int) -> None:
+        self.seq = seq
+        self.edges = edges
+        self.backward = backward
+        self.outputs = outputs
+        self.saved: Saved = ()
+        self.frame: Frame | None = None
+        self.slot = 0
+
+
+class Frame:
+    """One checkpointed call: how to run it again, how many nodes saved something, and what the rerun gave back."""
+
+    __slots__ = ("count", "recomputed", "run")
+
+    def __init__(self, run: Callable[[], Tensor]) -> None:
+        self.run = run
+        self.count = 0
+        self.recomputed: list[Saved] | None = None
+
+
+class _StopRecomputation(Exception):  # noqa: N818 - a signal, not an error
+    """The region's last saved tensor has been recomputed."""
+
+
+class Kernel(NamedTuple):
+    """One launch: bytes that it moves, and for a matrix product its (batched) m x n x k and the dtype it runs in."""
+
+    moved_bytes: int
+    batch: int = 0
+    m: int = 0
+    n: int = 0
+    k: int = 0
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A named place on the tape: the numbers of events and of kernels before it."""
+
+    label: str
+    event: int
+    kernel: int
+
+
+class Tape:
+    """Allocations, frees and launches of a step, in order.
+
+    `sizes[i]` bytes are asked for by storage `i` with component `tags[i]`; `events` holds `i` for its allocation and `~i`
+    for its free.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.tags: list[str] = []
+        self.events: list[int] = []
+        self.kernels: list[Kernel] = []
+        self.marks: list[Mark] = []
+        self.component = "weights"
+        self.grad_enabled = False
+        self.autocast: Dtype | None = None
+        self.autocast_weights: dict[int, Tensor] = {}
+        self._seq = 0
+        self._frame: Frame | None = None
+        self._rerun: Frame | None = None
+
+    def new(self, shape: Shape, dtype: Dtype) -> Tensor:
+        """Allocate a tensor; one without elements takes no storage."""
+        size = math.prod(shape) * dtype.bytes
+        if not size:
+            return Tensor(self, None, shape, dtype)
+        index = len(self.sizes)
+        self.sizes.append(size)
+        self.tags.append(self.component)
+        self.events.append(index)
+        return Tensor(self, Storage(self, index), shape, dtype)
+
+    def launch(self, moved_bytes: int) -> None:
+        """Record a kernel that is bound by the bytes it moves."""
+        self.kernels.append(Kernel(moved_bytes))
+
+    def mark(self, label: str) -> None:
+        """Name this place on the tape."""
+        self.marks.append(Mark(label=label, event=len(self.events), kernel=len(self.kernels)))
+
+    @contextmanager
+    def tagged(self, component: str) -> Iterator[None]:
+        """Count what is allocated inside as `component`."""
+        before, self.component = self.component, component
+        try:
+            yield
+        finally:
+            self.component = before
+
+    # Autograd ---------------------------------------------------------------------------------------------------------
+
+    def record(
+        self, out: Tensor, inputs: tuple[Tensor | None, ...], saved: Saved, backward: Backward, *, outputs: int = 1
+    ) -> Node | None:
+        """Make `out` the result of a node over `inputs`, unless no gradient is asked for."""
+        if not self.grad_enabled:
+            return None
+        edges = tuple(
+            None if source is None or source.node is None else (source.node, source.nr, source.dtype)
+            for source in inputs
+        )
+        if not any(edges):
+            return None
+        self._seq += 1
+        node = Node(self._seq, edges, backward, outputs)
+        out.node = node
+        if any(tensor is not None for tensor in saved):
+            self._save(node, saved)
+        return node
+
+    def _save(self, node: Node, saved: Saved) -> None:
+        if self._rerun is not None:
+            frame = self._rerun
+            assert frame.recomputed is not None
+            frame.recomputed.append(saved)
+            node.saved = saved
+            if len(frame.recomputed) == frame.count:
+                raise _StopRecomputation
+        elif self._frame is not None:
+            node.frame, node.slot = self._frame, self._frame.count
+            self._frame.count += 1
+        else:
+            node.saved = saved
+
+    def checkpoint(self, run: Callable[[], Tensor]) -> Tensor:
+        """Run a region whose saved tensors are dropped now and recomputed in backward (inside a rerun: just run it)."""
+        if not self.grad_enabled or self._rerun is not None:
+            return run()
+        before, self._frame = self._frame, Frame(run)
+        try:
+            return run()
+        finally:
+            self._frame = before
+
+    def _recompute(self, frame: Frame) -> None:
+        frame.recomputed = []
+        state = (self.grad_enabled, self._frame, self._rerun, self.component)
+        self.grad_enabled, self._frame, self._rerun, self.component = True, None, frame, "activations"
+        try:
+            frame.run()
+        except _StopRecomputation:
+            pass
+        finally:
+            self.grad_enabled, self._frame, self._rerun, self.component = state
+
+    def _unpack(self, node: Node) -> Saved:
+        frame = node.frame
+        if frame is None:
+            saved, node.saved = node.saved, ()
+            return saved
+        if frame.recomputed is None:
+            self._recompute(frame)
+            assert frame.recomputed is not None
+        saved, frame.recomputed[node.slot] = frame.recomputed[node.slot], ()
+        return saved
+
+    def backward(self, loss: Tensor) -> None:
+        """Run backward from a scalar; parameters' gradients end in their leaves."""
+        assert isinstance(loss.node, Node)
+        before, self.grad_enabled = self.grad_enabled, False
+        waiting: dict[Node, list[Tensor | None]] = {loss.node: [self.new((1,), loss.dtype)]}
+        queue: list[tuple[int, Node]] = [(-loss.node.seq, loss.node)]
+        while queue:
+            node = heapq.heappop(queue)[1]
+            grads = self._run(node, waiting.pop(node))
+            edges, node.edges = node.edges, ()
+            arrivals = list(zip(edges, grads, strict=True))
+            del grads
+            while arrivals:
+                edge, grad = arrivals.pop(0)
+                if edge is not None and grad is not None:
+                    _deliver(edge, grad, waiting, queue)
+                del grad
+        self.grad_enabled = before
+
+    def _run(self, node: Node, buffers: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Run one node; gradients come back in the dtype of the inputs they belong to."""
+        saved = self._unpack(node)
+        given = buffers[0] if node.outputs == 1 else buffers
+        grads = node.backward(given, *saved)
+        if any(
+            grad is not None and edge is not None and grad.dtype is not edge[2]
+            for grad, edge in zip(grads, node.edges, strict=True)
+        ):
+            grads = tuple(_as_edge(grad, edge) for grad, edge in zip(grads, node.edges, strict=True))
+        del given
+        buffers.clear()
+        node.backward = _released
+        node.frame = None
+        return grads
+
+
+def _released(*_: Any) -> tuple[Tensor | None, ...]:
+    raise AssertionError("this node ran already")
+
+
+def _as_edge(grad: Tensor | None, edge: Edge | None) -> Tensor | None:
+    if grad is None or edge is None or grad.dtype is edge[2]:
+        return grad
+    cast = grad.tape.new(grad.shape, edge[2])
+    grad.tape.launch(grad.bytes + cast.bytes)
+    return cast
+
+
+def _deliver(
+    edge: Edge, grad: Tensor, waiting: dict[Node, list[Tensor | None]], queue: list[tuple[int, Node]]
+) -> None:
+    node, nr, _ = edge
+    if isinstance(node, Leaf):
+        if node.grad is None:
+            node.grad = grad
+        else:
+            grad.tape.launch(3 * grad.bytes)
+        return
+    buffers = waiting.get(node)
+    if buffers is None:
+        buffers = waiting[node] = [None] * node.outputs
+        heapq.heappush(queue, (-node.seq, node))
+    held = buffers[nr]
+    if held is None:
+        buffers[nr] = grad
+        return
+    grad.tape.launch(3 * grad.bytes)
+    if not _only_ours(held):
+        buffers[nr] = grad.tape.new(grad.shape, grad.dtype)
+
+
+def _only_ours(held: Tensor) -> bool:
+    """Say whether the caller's list slot and local variable are the only holders of a tensor and its storage."""
+    return sys.getrefcount(held) <= _HELD_TWICE and sys.getrefcount(held.storage) <= _STORED_ONCE
+
+
+def _reference_counts() -> tuple[int, int]:
+    """Measure what `sys.getrefcount` says of a tensor held as `_only_ours` finds it: interpreters count differently."""
+    counts: list[int] = []
+
+    def count(held: Tensor) -> None:
+        counts.append(sys.getrefcount(held))
+        counts.append(sys.getrefcount(held.storage))
+
+    slot: list[Tensor | None] = [Tape().new((1,), BOOL)]
+    held = slot[0]
+    assert held is not None
+    count(held)
+    return counts[0], counts[1]
+
+
+_HELD_TWICE, _STORED_ONCE = _reference_counts()
+
+
+def total_bytes(tensors: Iterable[Tensor]) -> int:
+    """Sum the bytes of tensors."""
+    return sum(tensor.bytes for tensor in tensors)
