@@ -20,12 +20,36 @@ def causal_mask(like: Tensor, *, batch: int, queries: int, keys: int, padded: bo
     tape = like.tape
     if kind == "sdpa" and not padded:
         return None
-    rows = batch if padded else 1
-    allowed = tape.new((rows, 1, queries, keys), BOOL)
+    allowed = tape.new((batch if padded else 1, 1, queries, keys), BOOL)
     tape.launch(allowed.bytes)
     if kind == "sdpa":
         return allowed
-    mask = tape.new((rows, 1, queries, keys), like.dtype)
+    mask = tape.new((batch, 1, queries, keys), like.dtype)
+    tape.launch(mask.bytes + allowed.bytes)
+    return mask
+
+
+def windowed_mask(
+    like: Tensor, *, batch: int, queries: int, keys: int, window: int, padded: bool, kind: str
+) -> Tensor | None:
+    """Make the mask of layers that see `window` tokens: as `causal_mask`, but never none once the keys fill the window.
+
+    The window, causality and padding are flags of their own, joined one after the other (masking_utils.and_masks).
+    """
+    if kind == "sdpa" and not padded and keys < window:
+        return None
+    tape = like.tape
+    allowed = None
+    for made, rows in ((True, 1), (True, 1), (False, 1), (False, batch))[: 4 if padded else 2]:
+        flags = tape.new((1, 1, queries, keys), BOOL) if made else None
+        allowed = tape.new((rows, 1, queries, keys), BOOL)
+        tape.launch(3 * allowed.bytes)
+        del flags
+    assert allowed is not None
+    allowed = Tensor(tape, allowed.storage, (batch, 1, queries, keys), BOOL)
+    if kind == "sdpa":
+        return allowed
+    mask = tape.new((batch, 1, queries, keys), like.dtype)
     tape.launch(mask.bytes + allowed.bytes)
     return mask
 
@@ -41,20 +65,23 @@ def attend(
     dropout: float = 0.0,
     softcap: bool = False,
     upcast: bool = True,
-) -> Tensor:
-    """Attend [B, H, T, E] to keys and values [B, K, S, E]; returns [B, T, H * E]."""
+) -> tuple[Tensor, Tensor | None]:
+    """Attend [B, H, T, E] to keys and values [B, K, S, E]; returns [B, T, H * E] and, if eager, the probabilities.
+
+    Transformers' layers hold on to the probabilities until they return, so recipes must too.
+    """
     if kind == "eager":
         return eager(q, k, v, mask, dropout=dropout, softcap=softcap, upcast=upcast)
-    return sdpa(q, k, v, mask, dropout=dropout)
+    return sdpa(q, k, v, mask, dropout=dropout), None
 
 
 def eager(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0, softcap: bool = False, upcast: bool = True
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Attention as separate operators: scores, scale, (softcap,) mask, softmax in fp32, cast, product with the values."""
     groups = q.shape[1] // k.shape[1]
     k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
-    scores = ops.scale(ops.matmul(q, k.view(*k.shape[:-2], k.shape[-1], k.shape[-2])))
+    scores = ops.scale(_scores(q, k))
     if softcap:
         scores = ops.scale(scores)
         scores = ops.activation_of_result(scores)
@@ -63,13 +90,23 @@ def eager(
         scores = ops.add(scores, mask)
     scores = ops.cast(ops.softmax(scores, FP32 if upcast else None), q.dtype)
     scores = ops.dropout(scores, dropout)
-    return _heads_last(ops.matmul(scores, v), strided=True)
+    return heads_last(ops.matmul(scores, _batched(v))), scores
 
 
-def _heads_last(out: Tensor, *, strided: bool) -> Tensor:
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    q, k = _batched(q), _batched(k)
+    return ops.matmul(q, k.view(*k.shape[:-2], k.shape[-1], k.shape[-2]))
+
+
+def _batched(x: Tensor) -> Tensor:
+    """Make batch and heads one dimension, as a batched product needs: a copy where memory order forbids a view."""
+    return ops.copy(x) if x.strided and x.shape[0] > 1 else x
+
+
+def heads_last(out: Tensor) -> Tensor:
     """Bring [B, H, T, E] to [B, T, H * E]: a copy unless the kernel wrote it in that order."""
     batch, heads, tokens, width = out.shape
-    if strided and heads > 1 and tokens > 1:
+    if not out.strided and heads > 1 and tokens > 1:
         out = ops.copy(out)
     return out.view(batch, tokens, heads * width)
 
@@ -87,10 +124,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float
             k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
     half = q.dtype in (BF16, FP16)
     if half and mask is None and q.shape[-1] <= 256:
-        return _heads_last(flash(q, k, v), strided=False)
-    if grouped:
-        return math_attention(q, k, v)
-    return _heads_last(efficient(q, k, v, mask), strided=False)
+        return heads_last(flash(q, k, v))
+    return heads_last(efficient(q, k, v, mask))
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -102,6 +137,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if padded != width:
         q, k, v = (_pad(t, padded) for t in (q, k, v))
     out = tape.new((batch, heads, queries, padded), dtype)
+    out.strided = True
     lse = tape.new((batch, heads, queries), FP32)
     seed, offset = tape.new((2,), INT64), tape.new((1,), INT64)
     _launch(out, batch * heads, queries, keys, padded)
@@ -139,18 +175,50 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     bias = None if mask is None else _mask_bias(mask, dtype)
     seed, offset = tape.new((1,), INT64), tape.new((1,), INT64)
     out = tape.new((batch, heads, queries, v.shape[-1]), dtype)
+    out.strided = True
     lse = tape.new((batch, heads, _round_up(queries, 32)), FP32) if tape.grad_enabled and _any_node(q, k, v) else None
     _launch(out, batch * heads, queries, keys, width)
 
     def backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        dq, dk, dv = (tape.new(t.shape, t.dtype) for t in (q, k, v))
-        delta = tape.new((batch, heads, _round_up(queries, 32)), FP32)
+        new = tape.new
+        dq, dk, dv = (new(t.shape, t.dtype) for t in (q, k, v))
+        grouped = k.shape[1] != heads
+        expanded = [new((batch, heads, keys, width), dtype) for _ in range(2)] if grouped else []
+        delta = _output_dot_gradient(g, batch, heads, queries)
+        workspace = new((batch * heads * _workspace_elements(dtype, queries, keys, width),), FP32)
         _launch(dq, batch * heads, queries, keys, width, products=5)
-        del delta
+        del delta, workspace, expanded
         return dq, dk, dv
 
     tape.record(out, (q, k, v), (q, k, v, bias, out.detach(), lse, seed, offset), backward)
     return out
+
+
+def _output_dot_gradient(g: Tensor, batch: int, heads: int, queries: int) -> Tensor:
+    """The row sums of output times gradient: by a kernel of its own in 16 bit, by separate operators in fp32."""
+    rows = (batch, heads, queries)
+    if g.dtype is not FP32:
+        return g.tape.new(rows, FP32)
+    product = ops.scale(g.detach())
+    summed = g.tape.new(rows, FP32)
+    delta = g.tape.new(rows, FP32)
+    del summed, product
+    return delta
+
+
+def _workspace_elements(dtype: Dtype, queries: int, keys: int, width: int) -> int:
+    """Count the fp32 elements a head's backward accumulates gradients in (measured over widths and lengths, torch 2.14).
+
+    Blocks of queries with a header of 4 each; wide 16-bit heads accumulate the gradients of up to 512 keys and values too.
+    """
+    if width <= 64:
+        return -(-queries // 64) * (64 * 64 + 4)
+    if dtype is not FP32 and width <= 128:
+        return -(-queries // 128) * (128 * 128 + 4)
+    elements = -(-queries // 128) * -(-width // 64) * (128 * 64 + 4)
+    if dtype is not FP32:
+        elements += 2 * 256 * min(512, _round_up(keys, 64))
+    return elements
 
 
 def _any_node(*tensors: Tensor) -> bool:
@@ -177,7 +245,7 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.shape[2] > 1:
         allowed = q.tape.new((q.shape[2], k.shape[2]), scores.dtype)
         scores = ops.add(scores, allowed)
-    return _heads_last(ops.matmul(ops.softmax(scores), v), strided=True)
+    return heads_last(ops.matmul(ops.softmax(scores), v))
 
 
 def _launch(out: Tensor, batch: int, queries: int, keys: int, width: int, *, products: int = 2) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from . import ops
+from .errors import Unsupported
 from .tape import FP32, INT64, Dtype, Leaf, Shape, Tape, Tensor
 
 
@@ -113,6 +114,47 @@ class Build:
         return tensor
 
 
+class LayerNorm:
+    """torch.nn.LayerNorm with its weight and bias."""
+
+    def __init__(self, build: Build, name: str, width: int, *, affine: bool = True) -> None:
+        self.weight = build.parameter(f"{name}.weight", width) if affine else None
+        self.bias = build.parameter(f"{name}.bias", width) if affine else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return ops.layer_norm(x, self.weight, self.bias)
+
+
+def new_gelu(x: Tensor) -> Tensor:
+    """GELU by tanh as separate operators (transformers/activations.py, NewGELUActivation)."""
+    half = ops.scale(x)
+    inner = ops.scale(ops.add(x, ops.scale(ops.square(x))))  # the cube: the same operator as the square
+    inner = ops.activation_of_result(inner)
+    return ops.mul(half, ops.shift(inner))
+
+
+#: Activations by the names of Transformers' ACT2FN.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": ops.activation,
+    "gelu_pytorch_tanh": ops.activation,
+    "gelu_new": new_gelu,
+    "relu": ops.activation_of_result,
+    "silu": ops.activation,
+    "swish": ops.activation,
+    "tanh": ops.activation_of_result,
+}
+
+
+def find_activation(name: object) -> Callable[[Tensor], Tensor]:
+    """Return an activation by its name in Transformers; Unsupported otherwise."""
+    try:
+        return ACTIVATIONS[str(name)]
+    except KeyError:
+        todo = f"Modelled: {', '.join(sorted(ACTIVATIONS))}."
+        raise Unsupported("activation function", value=name, todo=todo) from None
+
+
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """Normalise as Llama does: in fp32, the weight applied after the cast back (LlamaRMSNorm and its many copies)."""
     dtype = x.dtype
@@ -164,8 +206,10 @@ def partial_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return ops.concat([rotary(turned, cos, sin), passed], -1)
 
 
-def rotary_tables(x: Tensor, tokens: int, width: int, *, batch: int = 1) -> tuple[Tensor, Tensor]:
-    """Make cos and sin [B or 1, T, E] in the dtype of `x`, through fp32, without gradient."""
+def rotary_tables(
+    x: Tensor, tokens: int, width: int, *, batch: int = 1, dtype: Dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Make cos and sin [B or 1, T, E] in `dtype`, by default that of `x`, through fp32, without gradient."""
     tape = x.tape
     shape = (batch, 1, tokens, width)
     freqs = tape.new((batch, tokens, width // 2), FP32)
@@ -173,7 +217,7 @@ def rotary_tables(x: Tensor, tokens: int, width: int, *, batch: int = 1) -> tupl
     cos = ops.scale(tape.new(shape, FP32))
     sin = ops.scale(tape.new(shape, FP32))
     tape.launch(freqs.bytes + angles.bytes)
-    return ops.cast(cos, x.dtype), ops.cast(sin, x.dtype)
+    return ops.cast(cos, dtype or x.dtype), ops.cast(sin, dtype or x.dtype)
 
 
 def token_ids(tape: Tape, *shape: int) -> Tensor:

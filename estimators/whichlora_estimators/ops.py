@@ -26,6 +26,7 @@ def _broadcast(a: Shape, b: Shape) -> Shape:
 
 def _pointwise(tape_of: Tensor, shape: Shape, dtype: Dtype, reads: int) -> Tensor:
     out = tape_of.tape.new(shape, dtype)
+    out.strided = tape_of.strided
     tape_of.tape.launch(reads + out.bytes)
     return out
 
@@ -54,6 +55,7 @@ def cast(x: Tensor, dtype: Dtype) -> Tensor:
 def copy(x: Tensor) -> Tensor:
     """Copy, as clone() and contiguous() of a strided view do; the gradient passes through."""
     out = _like(x)
+    out.strided = False
     x.tape.record(out, (x,), (), lambda g: (g,))
     return out
 
@@ -165,8 +167,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Drop with probability `p` while a gradient is recorded: a byte a element of mask is saved; p = 0 is no operator."""
     if p == 0 or not x.tape.grad_enabled:
         return x
-    out = _like(x)
     mask = _pointwise(x, x.shape, BOOL, 0)
+    out = _like(x)
     x.tape.record(out, (x,), (mask,), lambda g, m: (_pointwise(g, g.shape, g.dtype, g.bytes + m.bytes),))
     return out
 
@@ -174,6 +176,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 def slice_last(x: Tensor, start: int, stop: int) -> Tensor:
     """View columns `start:stop` of the last dimension; backward fills a gradient of the whole width."""
     out = Tensor(x.tape, x.storage, (*x.shape[:-1], stop - start), x.dtype)
+    out.strided = x.strided
     shape = x.shape
     x.tape.record(out, (x,), (), lambda g: (_pointwise(g, shape, g.dtype, g.bytes),))
     return out
@@ -205,6 +208,7 @@ def concat(parts: list[Tensor], dim: int) -> Tensor:
     shape = list(first.shape)
     shape[dim] = size
     out = _pointwise(first, tuple(shape), dtype, sum(part.bytes for part in parts))
+    out.strided = False
     shapes = [part.shape for part in parts]
     needed = [part.node is not None for part in parts]
 
@@ -224,6 +228,7 @@ def repeat_heads(x: Tensor, times: int) -> Tensor:
         return x
     batch, heads, length, width = x.shape
     out = _pointwise(x, (batch, heads * times, length, width), x.dtype, x.bytes)
+    out.strided = False
     shape = x.shape
     x.tape.record(out, (x,), (), lambda g: (_pointwise(g, shape, g.dtype, g.bytes),))
     return out
@@ -277,8 +282,9 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def matmul_kernel(out: Tensor, batch: int, m: int, n: int, k: int) -> None:
     """Record the launch of a (batched) matrix product of m x k and k x n."""
     moved = batch * (m * k + k * n + m * n) * out.dtype.bytes
-    kernels = out.tape.kernels
-    kernels.append(Kernel(moved, batch, m, n, k, out.dtype.name))
+    if out.tape.workspace_due:
+        out.tape.allocate_workspace()
+    out.tape.kernels.append(Kernel(moved, batch, m, n, k, out.dtype.name))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from . import ops
 from .errors import UnknownName
 from .layers import Build, Linear, MakeLinear, plain_linear
-from .tape import FP16, FP32, INT8, INT32, UINT8, Leaf, Tensor
+from .tape import BOOL, FP16, FP32, INT8, INT32, UINT8, Leaf, Tensor
 
 #: Rows up to which the 4-bit kernel reads packed weights; above, the weight is dequantized for an ordinary product.
 #: bitsandbytes decides between 4 and 1536 rows by card and shape; the weight's copy matters only in that range.
@@ -49,18 +49,25 @@ class Linear4bit(Linear):
         del scales
         return weight
 
+    def _fused_product(self, x: Tensor, rows: int) -> Tensor:
+        tape = x.tape
+        fallback = rows > PACKED_ROWS
+        scales = [tape.new((self.scales[0].numel,), FP32) for _ in range(2)] if fallback and self.double else []
+        weight = tape.new((self.out_features, self.in_features), self.dtype) if fallback else None
+        out = tape.new((*x.shape[:-1], self.out_features), x.dtype)
+        tape.launch(self.packed.bytes + (weight.bytes if weight is not None else 0))
+        ops.matmul_kernel(out, 1, rows, self.out_features, self.in_features)
+        del scales, weight
+        return out
+
     def base(self, x: Tensor) -> Tensor:
         """Multiply in the compute dtype and give the result the input's dtype."""
-        dtype = x.dtype
-        out = self._product(ops.cast(x, self.dtype))
-        return ops.cast(out, dtype)
+        converted = ops.cast(x, self.dtype)
+        return ops.cast(self._product(converted), x.dtype)
 
     def _product(self, x: Tensor) -> Tensor:
         rows, n, k = x.numel // self.in_features, self.out_features, self.in_features
-        weight = self.dequantized() if rows > PACKED_ROWS else None
-        out = x.tape.new((*x.shape[:-1], n), x.dtype)
-        ops.matmul_kernel(out, 1, rows, n, k)
-        del weight
+        out = self._fused_product(x, rows)
         shape, dtype = x.shape, x.dtype
 
         def backward(g: Tensor) -> tuple[Tensor | None, ...]:
@@ -102,8 +109,12 @@ class Linear8bit(Linear):
         """Quantize the input through fp16, multiply in int8, scale back."""
         tape, rows = x.tape, x.numel // self.in_features
         half = ops.cast(x.detach(), FP16)
-        quantized, row_scales = tape.new(x.shape, INT8), tape.new((rows,), FP32)
-        tape.launch(half.bytes + quantized.bytes)
+        row_scales, quantized = tape.new((rows,), FP32), tape.new(x.shape, INT8)
+        magnitudes = tape.new(x.shape, FP16)
+        outliers = tape.new(x.shape, BOOL)
+        tape.launch(3 * half.bytes + quantized.bytes)
+        del magnitudes
+        del outliers
         del half
         product = tape.new((rows, self.out_features), INT32)
         ops.matmul_kernel(quantized, 1, rows, self.out_features, self.in_features)
@@ -113,7 +124,7 @@ class Linear8bit(Linear):
         del half_out, product, quantized, row_scales
         shape, dtype, n, k = x.shape, x.dtype, self.out_features, self.in_features
 
-        def backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(g: Tensor) -> tuple[Tensor | None, ...]:
             weight = tape.new((n, k), dtype)
             tape.launch(self.packed.bytes + 2 * weight.bytes)
             grad = tape.new(shape, dtype)
@@ -121,7 +132,7 @@ class Linear8bit(Linear):
             del weight
             return (grad,)
 
-        tape.record(out, (x,), (x,), backward)
+        tape.record(out, (x,), (), backward, kept=(x.detach(),))
         return out
 
 

@@ -41,9 +41,12 @@ FP16 = Dtype("fp16", 2, 4)
 BF16 = Dtype("bf16", 2, 4)
 FP32 = Dtype("fp32", 4, 5)
 
+#: What PyTorch reserves for a cuBLAS handle below compute capability 9.0 (":4096:2:16:8", getChosenWorkspaceSize).
+CUBLAS_WORKSPACE_BYTES = (4096 * 2 + 16 * 8) * 1024
+
 
 class Storage:
-    """Bytes on the device; `index` is its number on the tape. Its death is the free."""
+    """Bytes on the device; `index` is its number on the tape (-1: taken back). Its death is the free."""
 
     __slots__ = ("index", "tape")
 
@@ -52,13 +55,18 @@ class Storage:
         self.index = index
 
     def __del__(self) -> None:
-        self.tape.events.append(~self.index)
+        if self.index >= 0:
+            self.tape.events.append(~self.index)
 
 
 class Tensor:
-    """A view of a storage with a shape and a dtype; `node` made it (None: no gradient flows here), as output number `nr`."""
+    """A view of a storage with a shape and a dtype; `node` made it (None: no gradient flows here), as output number `nr`.
 
-    __slots__ = ("dtype", "node", "nr", "shape", "storage", "tape")
+    `strided` says that [B, H, T, E] lies in memory as [B, T, H, E], as projections split into heads do; elementwise results
+    keep that order.
+    """
+
+    __slots__ = ("dtype", "node", "nr", "shape", "storage", "strided", "tape")
 
     def __init__(self, tape: Tape, storage: Storage | None, shape: Shape, dtype: Dtype) -> None:
         self.tape = tape
@@ -67,6 +75,7 @@ class Tensor:
         self.dtype = dtype
         self.node: Node | Leaf | None = None
         self.nr = 0
+        self.strided = False
 
     @property
     def numel(self) -> int:
@@ -84,9 +93,18 @@ class Tensor:
         seen.node, seen.nr = self.node, self.nr
         return seen
 
+    def heads(self, count: int) -> Tensor:
+        """View [B, T, H * E] as [B, H, T, E]."""
+        batch, tokens, width = self.shape
+        seen = self.view(batch, count, tokens, width // count)
+        seen.strided = count > 1 and tokens > 1
+        return seen
+
     def detach(self) -> Tensor:
         """Return the same storage without its history."""
-        return Tensor(self.tape, self.storage, self.shape, self.dtype)
+        seen = Tensor(self.tape, self.storage, self.shape, self.dtype)
+        seen.strided = self.strided
+        return seen
 
 
 class Leaf:
@@ -107,9 +125,13 @@ Edge = tuple["Node | Leaf", int, Dtype]
 
 
 class Node:
-    """One backward formula with its saved tensors and the edges to what made its inputs."""
+    """One backward formula with its saved tensors and the edges to what made its inputs.
 
-    __slots__ = ("backward", "edges", "frame", "outputs", "saved", "seq", "slot")
+    `kept` are tensors that a custom function holds on its context beside the saved ones: checkpointing does not drop them,
+    and they die with the graph, not with the node's run.
+    """
+
+    __slots__ = ("backward", "edges", "frame", "kept", "outputs", "saved", "seq", "slot")
 
     def __init__(self, seq: int, edges: tuple[Edge | None, ...], backward: Backward, outputs: int) -> None:
         self.seq = seq
@@ -117,6 +139,7 @@ class Node:
         self.backward = backward
         self.outputs = outputs
         self.saved: Saved = ()
+        self.kept: Saved = ()
         self.frame: Frame | None = None
         self.slot = 0
 
@@ -132,7 +155,7 @@ class Frame:
         self.recomputed: list[Saved] | None = None
 
 
-class _StopRecomputation(Exception):  # noqa: N818 - a signal, not an error
+class _StopRecomputation(Exception):
     """The region's last saved tensor has been recomputed."""
 
 
@@ -173,6 +196,8 @@ class Tape:
         self.grad_enabled = False
         self.autocast: Dtype | None = None
         self.autocast_weights: dict[int, Tensor] = {}
+        self.workspaces: list[Tensor] = []
+        self.workspace_due = True
         self._seq = 0
         self._frame: Frame | None = None
         self._rerun: Frame | None = None
@@ -192,6 +217,12 @@ class Tape:
         """Record a kernel that is bound by the bytes it moves."""
         self.kernels.append(Kernel(moved_bytes))
 
+    def allocate_workspace(self) -> None:
+        """Give this thread's cuBLAS handle its workspace: at its first product, forward and backward each (CUDABlas.cpp)."""
+        self.workspace_due = False
+        with self.tagged("workspaces"):
+            self.workspaces.append(self.new((CUBLAS_WORKSPACE_BYTES,), UINT8))
+
     def mark(self, label: str) -> None:
         """Name this place on the tape."""
         self.marks.append(Mark(label=label, event=len(self.events), kernel=len(self.kernels)))
@@ -208,7 +239,14 @@ class Tape:
     # Autograd ---------------------------------------------------------------------------------------------------------
 
     def record(
-        self, out: Tensor, inputs: tuple[Tensor | None, ...], saved: Saved, backward: Backward, *, outputs: int = 1
+        self,
+        out: Tensor,
+        inputs: tuple[Tensor | None, ...],
+        saved: Saved,
+        backward: Backward,
+        *,
+        outputs: int = 1,
+        kept: Saved = (),
     ) -> Node | None:
         """Make `out` the result of a node over `inputs`, unless no gradient is asked for."""
         if not self.grad_enabled:
@@ -221,24 +259,37 @@ class Tape:
             return None
         self._seq += 1
         node = Node(self._seq, edges, backward, outputs)
+        node.kept = kept
         out.node = node
         if any(tensor is not None for tensor in saved):
-            self._save(node, saved)
+            self._save(node, saved, out)
         return node
 
-    def _save(self, node: Node, saved: Saved) -> None:
+    def _save(self, node: Node, saved: Saved, out: Tensor) -> None:
         if self._rerun is not None:
             frame = self._rerun
             assert frame.recomputed is not None
             frame.recomputed.append(saved)
             node.saved = saved
             if len(frame.recomputed) == frame.count:
+                self._take_back_unsaved(out, saved)
                 raise _StopRecomputation
         elif self._frame is not None:
             node.frame, node.slot = self._frame, self._frame.count
             self._frame.count += 1
         else:
             node.saved = saved
+
+    def _take_back_unsaved(self, out: Tensor, saved: Saved) -> None:
+        """Undo the allocation of a result that is not saved: inputs are saved before an operator runs, and that ends it."""
+        storage = out.storage
+        if storage is None or any(tensor is not None and tensor.storage is storage for tensor in saved):
+            return
+        position = len(self.events) - 1
+        while self.events[position] != storage.index:
+            position -= 1
+        del self.events[position]
+        storage.index = -1
 
     def checkpoint(self, run: Callable[[], Tensor]) -> Tensor:
         """Run a region whose saved tensors are dropped now and recomputed in backward (inside a rerun: just run it)."""
@@ -276,6 +327,7 @@ class Tape:
         """Run backward from a scalar; parameters' gradients end in their leaves."""
         assert isinstance(loss.node, Node)
         before, self.grad_enabled = self.grad_enabled, False
+        self.workspace_due = len(self.workspaces) < 2
         waiting: dict[Node, list[Tensor | None]] = {loss.node: [self.new((1,), loss.dtype)]}
         queue: list[tuple[int, Node]] = [(-loss.node.seq, loss.node)]
         while queue:

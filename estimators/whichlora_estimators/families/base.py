@@ -34,14 +34,15 @@ class Cache:
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def length(self) -> int:
-        """Count the cached tokens of the first layer."""
-        return self.layers[0][0].shape[2] if self.layers else 0
+        #: Tokens that the first layer has seen.
+        self.length = 0
+        #: Layers that keep only the last tokens, and the window from which they see one token fewer.
+        self.windows: Mapping[int, int] = {}
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append by concatenation, a copy of the whole layer, and return what attention sees."""
+        if layer == 0:
+            self.length += k.shape[2]
         past = self.layers.get(layer)
         tape = k.tape
         with tape.tagged("KV cache"):
@@ -49,8 +50,15 @@ class Cache:
                 joined = ops.concat([k], 2), ops.concat([v], 2)
             else:
                 joined = ops.concat([past[0], k], 2), ops.concat([past[1], v], 2)
-        self.layers[layer] = joined
+        window = self.windows.get(layer)
+        self.layers[layer] = joined if window is None else (_latest(joined[0], window), _latest(joined[1], window))
         return joined
+
+
+def _latest(x: Tensor, window: int) -> Tensor:
+    """View the tokens that the next one's window reaches; the storage stays whole until the next concatenation."""
+    batch, heads, tokens, width = x.shape
+    return Tensor(x.tape, x.storage, (batch, heads, min(tokens, window - 1), width), x.dtype)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,10 +87,15 @@ class Config:
 
     def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self._values = {**defaults, **{key: value for key, value in given.items() if value is not None}}
+        self._nulls = {key for key, value in given.items() if value is None}
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value, or `default` where neither the config nor its class names one."""
         return self._values.get(key, default)
+
+    def optional(self, key: str) -> Any:
+        """Return a value of a key for which null means "none of it": None if the config says so, else as `get`."""
+        return None if key in self._nulls else self._values.get(key)
 
     def default(self, key: str, value: Any) -> None:
         """Set a value that the config leaves open."""
@@ -113,10 +126,12 @@ class Model(ABC):
     #: What PEFT's own LoRA default adapts for this family (peft/utils/constants.py, 0.21).
     default_targets: ClassVar[tuple[str, ...]] = ("q_proj", "v_proj")
     tasks: ClassVar[tuple[str, ...]] = ("causal",)
+    #: Other spellings of config keys that the Transformers class accepts, and what they stand for.
+    aliases: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: Mapping[str, Any], build: Build) -> None:
         self.build = build
-        self.config = Config(config, self.defaults)
+        self.config = Config({self.aliases.get(key, key): value for key, value in config.items()}, self.defaults)
         self.make(self.config, build)
 
     @abstractmethod
@@ -170,6 +185,22 @@ class Decoder(Model):
         """Look the tokens up; families add positions or scale."""
         return ops.embedding(ids, self.embed)
 
+    def looked_up(self, ids: Tensor, context: Context) -> Tensor:
+        """Look the tokens up as `embedded`, asking for a gradient where checkpointing of frozen weights needs one."""
+        inputs = self.embedded(ids, context)
+        if context.input_grads and inputs.node is None and ids.tape.grad_enabled:
+            inputs.node = Leaf()
+        return inputs
+
+    def enter(self, ids: Tensor, context: Context, kept: list[Tensor]) -> tuple[Tensor, Positions]:
+        """Return the input of the first block and what blocks share; families add learned positions, a norm, dropout.
+
+        What local variables of the real forward pass hold until it returns goes into `kept`.
+        """
+        inputs = self.looked_up(ids, context)
+        kept.append(inputs)
+        return inputs, self.positions(inputs, ids, context)
+
     def positions(self, x: Tensor, ids: Tensor, context: Context) -> Positions:
         """Make what layers share: here a mask and rotary tables of the head's width."""
         return Positions(mask=self.mask(x, ids, context))
@@ -187,11 +218,8 @@ class Decoder(Model):
     def backbone(self, ids: Tensor, context: Context) -> Tensor:
         """Run embedding, blocks (checkpointed if asked) and final norm."""
         tape = ids.tape
-        inputs = self.embedded(ids, context)
-        if context.input_grads and inputs.node is None and tape.grad_enabled:
-            inputs.node = Leaf()
-        shared = self.positions(inputs, ids, context)
-        x = inputs
+        kept: list[Tensor] = []
+        x, shared = self.enter(ids, context, kept)
         for index, block in enumerate(self.blocks):
             tape.mark(f"layer {index}")
             run = partial(block, x, shared, context)
@@ -205,7 +233,11 @@ class Decoder(Model):
         hidden = self.backbone(ids, context)
         if last_only:
             hidden = Tensor(hidden.tape, hidden.storage, (hidden.shape[0], 1, hidden.shape[2]), hidden.dtype)
-        with ids.tape.tagged("logits and loss"):
+        return self.scored(hidden)
+
+    def scored(self, hidden: Tensor) -> Tensor:
+        """Apply the head, counted as logits."""
+        with hidden.tape.tagged("logits and loss"):
             return self.scores(hidden)
 
     def scores(self, hidden: Tensor) -> Tensor:
@@ -214,11 +246,14 @@ class Decoder(Model):
 
     def loss(self, ids: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return loss and logits: fp32 logits, labels shifted by one (transformers/loss/loss_utils.py, ForCausalLMLoss)."""
-        logits = self.logits(ids, context)
         tape = ids.tape
+        hidden = self.backbone(ids, context)
+        logits = self.scored(hidden)
         tape.mark("loss")
         with tape.tagged("logits and loss"):
-            return _causal_loss(logits, labels), logits
+            loss = _causal_loss(logits, labels)
+        del hidden  # alive until here, as it is in the real one
+        return loss, logits
 
 
 def _causal_loss(logits: Tensor, labels: Tensor) -> Tensor:

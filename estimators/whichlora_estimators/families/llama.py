@@ -29,29 +29,34 @@ class Attention:
         self.softcap = bool(c.get("attn_logit_softcapping"))
         self.dropout = c.rate("attention_dropout")
 
-    def __call__(self, x: Tensor, shared: Positions, context: Context) -> Tensor:
-        """Attend [B, T, D] to itself and the cache."""
-        batch, tokens = x.shape[0], x.shape[1]
-        q = self.q(x).view(batch, self.heads, tokens, self.head_dim)
-        if self.head_norms is not None:
-            q = self.norm(q, self.head_norms[0])
-        k = self.k(x).view(batch, self.kv_heads, tokens, self.head_dim)
-        if self.head_norms is not None:
-            k = self.norm(k, self.head_norms[1])
-        v = self.v(x).view(batch, self.kv_heads, tokens, self.head_dim)
+    def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Attend [B, T, D] to itself and the cache; eager attention also returns its probabilities."""
+        q, k, v = self.projected(x)
         if shared.cos is not None and shared.sin is not None:
-            q, k = _rotated(q, k, shared.cos, shared.sin)
+            q, k = self.rotated(q, k, shared.cos, shared.sin)
         if context.cache is not None:
             k, v = context.cache.update(self.index, k, v)
         dropout = self.dropout if context.training else 0.0
-        out = attention.attend(q, k, v, shared.mask, kind=context.attention, dropout=dropout, softcap=self.softcap)
+        out, weights = attention.attend(
+            q, k, v, shared.mask, kind=context.attention, dropout=dropout, softcap=self.softcap
+        )
         out = self.o(out)
-        return out
+        return out, weights
 
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make queries [B, H, T, E], keys and values [B, K, T, E]."""
+        q = self.q(x).heads(self.heads)
+        if self.head_norms is not None:
+            q = self.norm(q, self.head_norms[0])
+        k = self.k(x).heads(self.kv_heads)
+        if self.head_norms is not None:
+            k = self.norm(k, self.head_norms[1])
+        return q, k, self.v(x).heads(self.kv_heads)
 
-def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    turned = layers.partial_rotary(q, cos, sin)
-    return turned, layers.partial_rotary(k, cos, sin)
+    def rotated(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys by position."""
+        turned = layers.partial_rotary(q, cos, sin)
+        return turned, layers.partial_rotary(k, cos, sin)
 
 
 class GatedMlp:
@@ -87,12 +92,14 @@ class Block:
         """Map [B, T, D] to [B, T, D]."""
         residual = x
         x = self.norm(x, self.norm_in)
-        x = self.attention(x, shared, context)
+        x, weights = self.attention(x, shared, context)  # weights live until the layer ends, as they do in the real one
         x = ops.add(residual, x)
         residual = x
         x = self.norm(x, self.norm_mid)
         x = self.mlp(x)
-        return ops.add(residual, x)
+        x = ops.add(residual, x)
+        del weights
+        return x
 
 
 @family("llama", "mistral")

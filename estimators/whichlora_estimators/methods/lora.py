@@ -31,7 +31,8 @@ class LoraLinear:
         dtype = result.dtype
         if not self.layer.quantized:
             x = ops.cast(x, self.a.dtype)
-            return ops.cast(self.combined(result, x), dtype)
+            result = self.combined(result, x)
+            return ops.cast(result, dtype)
         convert = x.tape.autocast is None
         if self.layer.clones_result:
             result = ops.copy(result)

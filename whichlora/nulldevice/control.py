@@ -1,0 +1,94 @@
+"""Steer and read the null device from inside the process that runs on it.
+
+Only the standard library, so that another environment's Python can load this file by its path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from functools import cache
+
+_SIZES = ("used", "peak", "managed_used", "managed_peak", "pinned_used", "pinned_peak")
+
+
+@cache
+def _device() -> ctypes.CDLL | None:
+    process = ctypes.CDLL(None)
+    if not hasattr(process, "nullcuda_used"):
+        return None
+    for name in _SIZES:
+        getattr(process, f"nullcuda_{name}").restype = ctypes.c_size_t
+    process.nullcuda_last_missing.restype = ctypes.c_char_p
+    return process
+
+
+def _here() -> ctypes.CDLL:
+    device = _device()
+    if device is None:
+        raise RuntimeError("this process does not run on a null device: start it with whichlora.nulldevice.environment()")
+    return device
+
+
+def is_null_device() -> bool:
+    """Say whether this process's CUDA is the null device."""
+    return _device() is not None
+
+
+def used_bytes() -> int:
+    """Return device memory in use now, in bytes as the driver hands it out (2 MiB at a time): what PyTorch reserved."""
+    return int(_here().nullcuda_used())
+
+
+def peak_bytes() -> int:
+    """Return the most device memory that was in use, in bytes, since the start or the last `reset`."""
+    return int(_here().nullcuda_peak())
+
+
+def managed_bytes() -> int:
+    """Return managed memory in use now, in bytes: paged optimizer state. It may exceed the card and is in no other sum."""
+    return int(_here().nullcuda_managed_used())
+
+
+def managed_peak_bytes() -> int:
+    """Return the most managed memory that was in use, in bytes, since the start or the last `reset`."""
+    return int(_here().nullcuda_managed_peak())
+
+
+def pinned_bytes() -> int:
+    """Return pinned host memory in use now, in bytes."""
+    return int(_here().nullcuda_pinned_used())
+
+
+def pinned_peak_bytes() -> int:
+    """Return the most pinned host memory that was in use, in bytes, since the start or the last `reset`."""
+    return int(_here().nullcuda_pinned_peak())
+
+
+def reset() -> None:
+    """Begin new peaks at what is in use now, and forget queued answers and which call was not implemented."""
+    _here().nullcuda_reset_peaks()
+    _here().nullcuda_forget_answers()
+    _here().nullcuda_forget_missing()
+
+
+def set_bool(value: bool) -> None:
+    """Answer "are all of them …" with this from now on: true for a batch without padding, false with."""
+    _here().nullcuda_set_bool(int(value))
+
+
+def answer_bool(value: bool) -> None:
+    """Answer the next bool that is read back with this, whatever was asked."""
+    _here().nullcuda_answer_bool(int(value))
+
+
+def answer_counts(counts: Iterable[int]) -> None:
+    """Answer the next questions of how many elements are not zero with these, in order; earlier ones are forgotten."""
+    values = list(counts)
+    if _here().nullcuda_answer_counts((ctypes.c_longlong * len(values))(*values), len(values)):
+        raise ValueError(f"{len(values)} answers are more than the null device keeps")
+
+
+def last_missing() -> str:
+    """Return the name of the last function that was called and is not implemented, empty if there was none."""
+    return bytes(_here().nullcuda_last_missing()).decode()
