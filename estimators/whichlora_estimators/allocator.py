@@ -42,7 +42,7 @@ class AllocatorState:
     device_free_count: int
 
 
-class OutOfMemory(WhichloraError):  # noqa: N818 (torch's name)
+class OutOfMemory(WhichloraError):
     """CUDA has too little left although everything cached was given back; `held` is the state at that moment."""
 
     def __init__(self, *, requested_bytes: int, segment_bytes: int, free_bytes: int, held: AllocatorState) -> None:
@@ -134,12 +134,15 @@ class CachingAllocator:
         self._handle -= 1  # tensors of `run` are known by 0 and up
         if size_bytes:
             self._allocate(self._handle, size_bytes, stream)
+        else:
+            self._live[self._handle] = 0, 0, 0, self._pools_of(stream)[0]
         return self._handle
 
     def free(self, handle: int) -> None:
-        """Put the block of a handle back into the cache; a handle without a block is let be."""
-        if handle in self._live:
-            self._free(handle)
+        """Put the block of a handle back into the cache. BadValue for a handle that is not live."""
+        if handle not in self._live:
+            raise BadValue("this handle is not live", value=handle, todo="Free once what malloc returned.")
+        self._free(handle)
 
     def empty_cache(self) -> None:
         """Give CUDA every segment, or page of an expandable segment, that is entirely free."""
@@ -251,8 +254,9 @@ class CachingAllocator:
 
     def _free(self, handle: int) -> None:
         address, size, _, pool = self._live.pop(handle)
-        self.allocated_bytes -= size
-        pool.merge(address, size)
+        if size:
+            self.allocated_bytes -= size
+            pool.merge(address, size)
 
     def _rounded(self, sizes_bytes: Sequence[int]) -> list[int]:
         """Round requests up to whole blocks, or to a division of their power of two where the settings ask for it."""

@@ -8,7 +8,7 @@ tokens, S key tokens, E head width.
 from __future__ import annotations
 
 from . import ops
-from .tape import BF16, BOOL, FP16, FP32, INT64, Dtype, Tensor
+from .tape import BF16, BOOL, FP16, FP32, INT64, Dtype, Kernel, Tensor
 
 
 def _round_up(size: int, multiple: int) -> int:
@@ -137,22 +137,24 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if padded != width:
         q, k, v = (_pad(t, padded) for t in (q, k, v))
     out = tape.new((batch, heads, queries, padded), dtype)
-    out.strided = True
+    out.strided = q.strided
     lse = tape.new((batch, heads, queries), FP32)
     seed, offset = tape.new((2,), INT64), tape.new((1,), INT64)
-    _launch(out, batch * heads, queries, keys, padded)
+    causal = queries == keys
+    moved = q.bytes + k.bytes + v.bytes + out.bytes
+    _launch(out, moved, batch * heads, keys, causal=causal)
 
     def backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         new = tape.new
+        # the kernel wants gradient and output in the memory order of [B, T, H, E]
+        copied = [] if q.strided or heads == 1 or queries == 1 else [new(q.shape, dtype) for _ in range(2)]
         dq, dk, dv = (new(t.shape, dtype) for t in (q, k, v))
         rows = _round_up(queries, 128)
         softmax_d = new((batch, heads, rows), FP32)
         accumulator = new((batch, rows, heads, _round_up(padded, 32)), FP32)
-        expanded = (new((batch, keys, heads, padded), dtype), new((batch, keys, heads, padded), dtype))
-        if kv_heads == heads:
-            expanded = (dk, dv)
-        _launch(dq, batch * heads, queries, keys, padded, products=5)
-        del softmax_d, accumulator, expanded
+        expanded = [new((batch, keys, heads, padded), dtype) for _ in range(2)] if kv_heads != heads else []
+        _launch(dq, 2 * moved, batch * heads, keys, products=5, causal=causal)
+        del softmax_d, accumulator, expanded, copied
         return dq, dk, dv
 
     tape.record(out, (q, k, v), (q, k, v, out.detach(), lse, seed, offset), backward)
@@ -168,7 +170,7 @@ def _pad(x: Tensor, width: int) -> Tensor:
 
 
 def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Memory-efficient attention: a bool mask becomes a float one per layer, its last dimension padded to a multiple of 16."""
+    """Memory-efficient attention: a bool mask becomes a float one per layer, its last dimension padded to a multiple of 8."""
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
     tape, dtype = q.tape, q.dtype
@@ -177,7 +179,12 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     out = tape.new((batch, heads, queries, v.shape[-1]), dtype)
     out.strided = True
     lse = tape.new((batch, heads, _round_up(queries, 32)), FP32) if tape.grad_enabled and _any_node(q, k, v) else None
-    _launch(out, batch * heads, queries, keys, width)
+    wide = dtype is not FP32 and v.shape[-1] > 128  # such heads are summed up in memory, not in registers
+    accumulator = tape.new(out.shape, FP32) if wide else None
+    causal = mask is None and queries == keys
+    moved = q.bytes + k.bytes + v.bytes + out.bytes
+    _launch(out, moved, batch * heads, keys, causal=causal)
+    del accumulator
 
     def backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         new = tape.new
@@ -185,8 +192,8 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         grouped = k.shape[1] != heads
         expanded = [new((batch, heads, keys, width), dtype) for _ in range(2)] if grouped else []
         delta = _output_dot_gradient(g, batch, heads, queries)
-        workspace = new((batch * heads * _workspace_elements(dtype, queries, keys, width),), FP32)
-        _launch(dq, batch * heads, queries, keys, width, products=5)
+        workspace = new((batch * heads * _workspace_elements(dtype, queries, keys, width, batch * heads),), FP32)
+        _launch(dq, 2 * moved, batch * heads, keys, products=5, causal=causal)
         del delta, workspace, expanded
         return dq, dk, dv
 
@@ -206,10 +213,11 @@ def _output_dot_gradient(g: Tensor, batch: int, heads: int, queries: int) -> Ten
     return delta
 
 
-def _workspace_elements(dtype: Dtype, queries: int, keys: int, width: int) -> int:
+def _workspace_elements(dtype: Dtype, queries: int, keys: int, width: int, heads: int) -> int:
     """Count the fp32 elements a head's backward accumulates gradients in (measured over widths and lengths, torch 2.14).
 
-    Blocks of queries with a header of 4 each; wide 16-bit heads accumulate the gradients of up to 512 keys and values too.
+    Blocks of queries with a header of 4 each; wide 16-bit heads also accumulate the gradients of keys and values, 64 keys
+    in each of the splits that leave 200 blocks to all `heads` of the batch (attention_backward.cu, num_splits_key).
     """
     if width <= 64:
         return -(-queries // 64) * (64 * 64 + 4)
@@ -217,7 +225,8 @@ def _workspace_elements(dtype: Dtype, queries: int, keys: int, width: int) -> in
         return -(-queries // 128) * (128 * 128 + 4)
     elements = -(-queries // 128) * -(-width // 64) * (128 * 64 + 4)
     if dtype is not FP32:
-        elements += 2 * 256 * min(512, _round_up(keys, 64))
+        splits = 1 if heads >= 256 and keys <= 128 else max(1, min(-(-keys // 64), 200 // heads))
+        elements += 2 * 64 * _round_up(width, 128) * splits
     return elements
 
 
@@ -229,7 +238,7 @@ def _mask_bias(mask: Tensor, dtype: Dtype) -> Tensor:
     rows, heads, queries, keys = mask.shape
     bias = mask.tape.new((rows, heads, queries, keys), dtype)
     mask.tape.launch(mask.bytes + bias.bytes)
-    aligned = _round_up(keys, 16)
+    aligned = _round_up(keys, 8)
     if aligned == keys:
         return bias
     padded = mask.tape.new((rows, heads, queries, aligned), dtype)
@@ -248,6 +257,9 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return heads_last(ops.matmul(ops.softmax(scores), v))
 
 
-def _launch(out: Tensor, batch: int, queries: int, keys: int, width: int, *, products: int = 2) -> None:
-    """Count a fused kernel as its matrix products: T x E x S each, nothing but its inputs and output moved."""
-    ops.matmul_kernel(out, batch, queries, keys, width * products // 2)
+def _launch(out: Tensor, operands: int, heads: int, keys: int, *, products: int = 2, causal: bool) -> None:
+    """Count a fused kernel: `operands` bytes moved and the products of all `heads`, half of each where causal."""
+    queries, width = out.shape[-2:]
+    k = width * products
+    kernel = Kernel(operands, heads, queries, keys, k // 2 if causal else k, out.dtype.name, True)
+    out.tape.kernels.append(kernel)

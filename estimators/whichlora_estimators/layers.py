@@ -128,10 +128,11 @@ class LayerNorm:
 
 def new_gelu(x: Tensor) -> Tensor:
     """GELU by tanh as separate operators (transformers/activations.py, NewGELUActivation)."""
-    half = ops.scale(x)
-    inner = ops.scale(ops.add(x, ops.scale(ops.square(x))))  # the cube: the same operator as the square
-    inner = ops.activation_of_result(inner)
-    return ops.mul(half, ops.shift(inner))
+    return ops.mul(ops.scale(x), ops.shift(ops.activation_of_result(_gelu_argument(x))))
+
+
+def _gelu_argument(x: Tensor) -> Tensor:
+    return ops.scale(ops.add(x, ops.scale(ops.square(x))))  # cubed really: the same operator with another exponent
 
 
 #: Activations by the names of Transformers' ACT2FN.
@@ -173,7 +174,7 @@ def gemma_norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _gemma_normalised(x: Tensor) -> Tensor:
-    return ops.mul(x, _inverse_root(_mean_square(x)))
+    return ops.mul(x, ops.rsqrt(ops.shift(_mean_square(x))))
 
 
 def _mean_square(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ temporaries, since a peak often falls on one. Under autocast the operators of it
 
 from __future__ import annotations
 
+from math import prod
+
 from .tape import BOOL, FP32, Dtype, Kernel, Leaf, Shape, Tensor
 
 
@@ -37,7 +39,7 @@ def _like(g: Tensor) -> Tensor:
 
 def _summed_to(g: Tensor, shape: Shape) -> Tensor:
     """Reduce a gradient to the shape of a broadcast input."""
-    if g.shape == shape:
+    if g.shape == shape or g.numel == prod(shape):  # of one size: a view, not a broadcast
         return g
     return _pointwise(g, shape, g.dtype, g.bytes)
 
@@ -198,6 +200,16 @@ def split_last(x: Tensor, widths: tuple[int, ...]) -> list[Tensor]:
     return outs
 
 
+def split_heads(x: Tensor, parts: int) -> list[Tensor]:
+    """View a projection fused head by head, [B, H, T, parts * E], in its parts; backward joins them, then reorders by a copy."""
+    turned = x.view(*x.shape)
+    x.tape.record(turned, (x,), (), lambda g: (_like(g),))
+    outs = split_last(turned, (x.shape[-1] // parts,) * parts)
+    for out in outs:
+        out.strided = x.strided
+    return outs
+
+
 def concat(parts: list[Tensor], dim: int) -> Tensor:
     """Concatenate along `dim`; the gradients are views."""
     first = parts[0]
@@ -223,12 +235,19 @@ def concat(parts: list[Tensor], dim: int) -> Tensor:
 
 
 def repeat_heads(x: Tensor, times: int) -> Tensor:
-    """Repeat each key-value head (dimension 1 of B, H, T, D) for its group of query heads: a copy, none for 1."""
+    """Repeat each key-value head (dimension 1 of B, H, T, D) for its group of query heads: a copy, none for 1.
+
+    One head for all queries is repeated as a view, which is not in memory order where the batch is larger than 1.
+    """
     if times == 1:
         return x
     batch, heads, length, width = x.shape
-    out = _pointwise(x, (batch, heads * times, length, width), x.dtype, x.bytes)
-    out.strided = False
+    if heads == 1:
+        out = Tensor(x.tape, x.storage, (batch, times, length, width), x.dtype)
+        out.strided = True
+    else:
+        out = _pointwise(x, (batch, heads * times, length, width), x.dtype, x.bytes)
+        out.strided = False
     shape = x.shape
     x.tape.record(out, (x,), (), lambda g: (_pointwise(g, shape, g.dtype, g.bytes),))
     return out
@@ -287,6 +306,19 @@ def matmul_kernel(out: Tensor, batch: int, m: int, n: int, k: int) -> None:
     out.tape.kernels.append(Kernel(moved, batch, m, n, k, out.dtype.name))
 
 
+_MATRIX = 2
+
+
+class _View(Tensor):
+    """A gradient that backward brought to its shape as a view: autograd keeps the viewed tensor, so no sum is made in it."""
+
+    __slots__ = ("viewed",)
+
+    def __init__(self, viewed: Tensor) -> None:
+        super().__init__(viewed.tape, viewed.storage, viewed.shape, viewed.dtype)
+        self.viewed = viewed
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply [..., K] by a weight [N, K]: the weight is saved where x wants a gradient, x where the weight does."""
     if x.tape.autocast is not None:
@@ -309,6 +341,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if need_x:
             grad_x = new(shape_x, dtype)
             matmul_kernel(grad_x, 1, m, k, n)
+            if len(shape_x) > _MATRIX:
+                grad_x = _View(grad_x)
         return grad_x, grad_w, grad_b
 
     x.tape.record(out, (x, weight, bias), (x if need_w else None, weight if need_x else None), backward)

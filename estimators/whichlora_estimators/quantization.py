@@ -158,10 +158,8 @@ def find_quantization(name: str | None) -> MakeLinear:
 
 def prepare_for_training(build: Build) -> None:
     """Cast every 16-bit weight that is not quantized to fp32 (peft.prepare_model_for_kbit_training): norms, embeddings, head."""
-    kept: dict[int, Tensor] = {}
     for parameter in build.parameters:
         old = parameter.tensor
         if parameter.quantized or old.dtype is FP32 or isinstance(old.node, Leaf):
             continue
-        new = kept.setdefault(id(old.storage), build.tape.new(old.shape, FP32))
-        old.storage, old.dtype = new.storage, FP32
+        old.storage, old.dtype = build.tape.new(old.shape, FP32).storage, FP32

@@ -41,6 +41,11 @@ FP16 = Dtype("fp16", 2, 4)
 BF16 = Dtype("bf16", 2, 4)
 FP32 = Dtype("fp32", 4, 5)
 
+#: Components that the tape itself tells apart: a parameter's gradient, and what backward allocates on the way to it.
+GRADIENTS = "gradients"
+TEMPORARIES = "backward temporaries"
+LOGITS_AND_LOSS = "logits and loss"
+
 #: What PyTorch reserves for a cuBLAS handle below compute capability 9.0 (":4096:2:16:8", getChosenWorkspaceSize).
 CUBLAS_WORKSPACE_BYTES = (4096 * 2 + 16 * 8) * 1024
 
@@ -131,10 +136,13 @@ class Node:
     and they die with the graph, not with the node's run.
     """
 
-    __slots__ = ("backward", "edges", "frame", "kept", "outputs", "saved", "seq", "slot")
+    __slots__ = ("backward", "edges", "frame", "kept", "outputs", "saved", "section", "seq", "slot")
 
-    def __init__(self, seq: int, edges: tuple[Edge | None, ...], backward: Backward, outputs: int) -> None:
+    def __init__(
+        self, seq: int, edges: tuple[Edge | None, ...], backward: Backward, outputs: int, section: str
+    ) -> None:
         self.seq = seq
+        self.section = section
         self.edges = edges
         self.backward = backward
         self.outputs = outputs
@@ -160,7 +168,10 @@ class _StopRecomputation(Exception):
 
 
 class Kernel(NamedTuple):
-    """One launch: bytes that it moves, and for a matrix product its (batched) m x n x k and the dtype it runs in."""
+    """One launch: bytes that it moves, and for a matrix product its (batched) m x n x k and the dtype it runs in.
+
+    `fused` says that it is attention in one kernel: its products, queries x keys, laid end to end along k.
+    """
 
     moved_bytes: int
     batch: int = 0
@@ -168,6 +179,7 @@ class Kernel(NamedTuple):
     n: int = 0
     k: int = 0
     dtype: str = ""
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +205,7 @@ class Tape:
         self.kernels: list[Kernel] = []
         self.marks: list[Mark] = []
         self.component = "weights"
+        self.section = "setup"
         self.grad_enabled = False
         self.autocast: Dtype | None = None
         self.autocast_weights: dict[int, Tensor] = {}
@@ -224,7 +237,11 @@ class Tape:
             self.workspaces.append(self.new((CUBLAS_WORKSPACE_BYTES,), UINT8))
 
     def mark(self, label: str) -> None:
-        """Name this place on the tape."""
+        """Name the section of the tape that begins here; backward repeats the name for what undoes the section."""
+        self.section = label
+        self._mark(label)
+
+    def _mark(self, label: str) -> None:
         self.marks.append(Mark(label=label, event=len(self.events), kernel=len(self.kernels)))
 
     @contextmanager
@@ -258,7 +275,7 @@ class Tape:
         if not any(edges):
             return None
         self._seq += 1
-        node = Node(self._seq, edges, backward, outputs)
+        node = Node(self._seq, edges, backward, outputs, self.section)
         node.kept = kept
         out.node = node
         if any(tensor is not None for tensor in saved):
@@ -328,10 +345,15 @@ class Tape:
         assert isinstance(loss.node, Node)
         before, self.grad_enabled = self.grad_enabled, False
         self.workspace_due = len(self.workspaces) < 2
+        section = ""
         waiting: dict[Node, list[Tensor | None]] = {loss.node: [self.new((1,), loss.dtype)]}
         queue: list[tuple[int, Node]] = [(-loss.node.seq, loss.node)]
         while queue:
             node = heapq.heappop(queue)[1]
+            if node.section != section:
+                section = node.section
+                self.component = LOGITS_AND_LOSS if section == "loss" else TEMPORARIES
+                self._mark(f"{section} backward")
             grads = self._run(node, waiting.pop(node))
             edges, node.edges = node.edges, ()
             arrivals = list(zip(edges, grads, strict=True))
@@ -379,6 +401,8 @@ def _deliver(
     if isinstance(node, Leaf):
         if node.grad is None:
             node.grad = grad
+            if grad.storage is not None:
+                grad.tape.tags[grad.storage.index] = GRADIENTS
         else:
             grad.tape.launch(3 * grad.bytes)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import ops
@@ -14,7 +14,7 @@ from .layers import Build, Parameter, token_ids
 from .methods import find_method
 from .optimizers import find_optimizer
 from .quantization import find_quantization, prepare_for_training
-from .tape import BF16, FP16, FP32, Dtype, Leaf, Tape, Tensor
+from .tape import BF16, FP16, FP32, Dtype, Leaf, Mark, Tape, Tensor
 from .workload import Workload
 
 WEIGHT_DTYPE: Mapping[str, Dtype] = {
@@ -26,19 +26,30 @@ WEIGHT_DTYPE: Mapping[str, Dtype] = {
 }
 AUTOCAST: Mapping[str, Dtype] = {"bf16-mixed": BF16, "fp16-mixed": FP16}
 
+#: Training steps that are laid out: the first makes the optimizer's state, the third finds the allocator settled.
+STEPS = 3
+#: Decode steps that are laid out one by one; of a longer generation, the first ones and the last one.
+DECODE_STEPS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of the tape: from a mark to a later one."""
+
+    label: str
+    first: Mark
+    last: Mark
+
 
 @dataclass(slots=True, kw_only=True)
 class Timeline:
-    """The events of a workload: a setup once, then a step that repeats.
-
-    `segments` are (label, first event, behind the last event, first kernel, behind the last kernel) in the order in which
-    they happen; one may happen several times.
-    """
+    """What happens in a workload: a setup, then segments in the `order` in which they happen, some of them again and again."""
 
     tape: Tape
     parameters: list[Parameter]
-    setup_events: int
-    order: list[tuple[str, int, int]]
+    setup: Segment
+    order: list[Segment] = field(default_factory=list)
+    skipped_decode_steps: int = 0
 
     @property
     def trainable_params(self) -> int:
@@ -47,10 +58,36 @@ class Timeline:
 
     def events(self) -> list[int]:
         """Return all events in the order in which they happen."""
-        laid = self.tape.events[: self.setup_events]
-        for _, start, stop in self.order:
-            laid += self.tape.events[start:stop]
+        laid: list[int] = []
+        for segment in (self.setup, *self.order):
+            laid += self.tape.events[segment.first.event : segment.last.event]
         return laid
+
+
+class _Recorder:
+    """Cuts a tape into segments."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self.start = self._here("setup")
+
+    def _here(self, label: str) -> Mark:
+        return Mark(label=label, event=len(self.tape.events), kernel=len(self.tape.kernels))
+
+    def cut(self, label: str) -> Segment:
+        """End the segment that began at the last cut."""
+        here = self._here(label)
+        segment = Segment(label=label, first=self.start, last=here)
+        self.start = here
+        return segment
+
+
+def lay(workload: Workload, config: Mapping[str, Any] | None = None) -> Timeline:
+    """Lay out a workload; `config` replaces the workload's own (fewer layers, say). Raises UnknownName or Unsupported."""
+    config = workload.config if config is None else config
+    if workload.phase == "generate":
+        return _lay_generation(workload, config)
+    return _lay_training(workload, config)
 
 
 def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Model:
@@ -67,56 +104,41 @@ def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Mo
     return recipe(config, build)
 
 
-def lay(workload: Workload, config: Mapping[str, Any] | None = None) -> Timeline:
-    """Lay out a workload; `config` replaces the workload's own (fewer layers, say)."""
-    config = workload.config if config is None else config
-    if workload.phase == "generate":
-        return _lay_generation(workload, config)
-    return _lay_training(workload, config)
-
-
 def _lay_training(workload: Workload, config: Mapping[str, Any]) -> Timeline:
     tape = Tape()
-    model = build_model(workload, tape, config)
+    recorder = _Recorder(tape)
+    model = _trainable_model(workload, tape, config)
+    inputs = _inputs(workload, tape)
+    trained = [p.tensor for p in model.build.parameters if p.trainable]
+    timeline = Timeline(tape=tape, parameters=model.build.parameters, setup=recorder.cut("setup"))
+    step = _forward_backward(model, inputs, workload, recorder)
+    optimizer = find_optimizer(workload.optimizer)
+    with tape.tagged("optimizer state"):
+        state = optimizer.start(trained)
+    start = recorder.cut("optimizer state")
+    with tape.tagged("optimizer workspace"):
+        optimizer.step(trained)
+    update = recorder.cut("optimizer step")
+    for tensor in trained:
+        assert isinstance(tensor.node, Leaf)
+        tensor.node.grad = None
+    clear = recorder.cut("zero grad")
+    timeline.order = [*step, start, update, clear] + (STEPS - 1) * [*step, update, clear]
+    tape.events = list(tape.events)  # what dies with this function is no event of the step
+    del state
+    return timeline
+
+
+def _trainable_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Model:
     method = find_method(workload.method)
     if method.trains_base and workload.quantization != "none":
         todo = "Choose an adapter method, or no quantization."
         raise Unsupported("full fine-tuning of quantized weights", value=workload.quantization, todo=todo)
+    model = build_model(workload, tape, config)
     if workload.quantization != "none" and workload.kbit_preparation:
         prepare_for_training(model.build)
     method.adapt(model, workload)
-    inputs = _inputs(workload, tape)
-    trained = [p.tensor for p in model.build.parameters if p.trainable]
-    context = Context(
-        attention=workload.attention,
-        padded=workload.padded,
-        checkpointing=workload.checkpointing,
-        input_grads=workload.checkpointing,
-    )
-    setup = len(tape.events)
-    marks = [setup]
-    _forward_backward(model, inputs, context, AUTOCAST.get(workload.precision))
-    marks.append(len(tape.events))
-    optimizer = find_optimizer(workload.optimizer)
-    tape.mark("optimizer")
-    with tape.tagged("optimizer state"):
-        state = optimizer.start(trained)
-    marks.append(len(tape.events))
-    with tape.tagged("optimizer workspace"):
-        optimizer.step(trained)
-    marks.append(len(tape.events))
-    for tensor in trained:
-        assert isinstance(tensor.node, Leaf)
-        tensor.node.grad = None
-    marks.append(len(tape.events))
-    tape.mark("end")
-    step, start, update, clear = zip(marks, marks[1:], strict=False)
-    first = [("step", *step), ("optimizer start", *start), ("optimizer", *update), ("clear", *clear)]
-    later = [("step", *step), ("optimizer", *update), ("clear", *clear)]
-    timeline = Timeline(tape=tape, parameters=model.build.parameters, setup_events=setup, order=[*first, *later, *later])
-    tape.events = list(tape.events)  # what dies with this function is no event of the step
-    del state
-    return timeline
+    return model
 
 
 def _inputs(workload: Workload, tape: Tape) -> list[Tensor]:
@@ -125,43 +147,57 @@ def _inputs(workload: Workload, tape: Tape) -> list[Tensor]:
         return [token_ids(tape, *shape) for _ in range(3 if workload.padded else 2)]
 
 
-def _forward_backward(model: Model, inputs: list[Tensor], context: Context, autocast: Dtype | None) -> None:
+def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, recorder: _Recorder) -> list[Segment]:
     assert isinstance(model, Decoder)
-    tape = inputs[0].tape
-    tape.grad_enabled, tape.autocast = True, autocast
+    tape = recorder.tape
+    context = Context(
+        attention=workload.attention,
+        padded=workload.padded,
+        checkpointing=workload.checkpointing,
+        input_grads=workload.checkpointing,
+    )
+    tape.grad_enabled, tape.autocast = True, AUTOCAST.get(workload.precision)
     with tape.tagged("activations"):
         tape.mark("forward")
         loss, logits = model.loss(inputs[0], inputs[1], context)
     tape.autocast = None
     tape.autocast_weights.clear()
-    with tape.tagged("gradients"):
-        tape.mark("backward")
-        tape.backward(loss)
+    forward = recorder.cut("forward")
+    tape.backward(loss)
     tape.grad_enabled = False
     del loss, logits
+    return [forward, recorder.cut("backward")]
 
 
 def _lay_generation(workload: Workload, config: Mapping[str, Any]) -> Timeline:
     tape = Tape()
+    recorder = _Recorder(tape)
     model = build_model(workload, tape, config)
     assert isinstance(model, Decoder)
     tape.autocast = AUTOCAST.get(workload.precision)
     context = Context(attention=workload.attention, cache=Cache(), training=False)
     ids = token_ids(tape, workload.batch_size, workload.prefill_len)
-    setup = len(tape.events)
+    timeline = Timeline(tape=tape, parameters=model.build.parameters, setup=recorder.cut("setup"))
     with tape.tagged("activations"):
         tape.mark("prefill")
         logits = model.logits(ids, context, last_only=workload.last_logits_only)
-        prefill = len(tape.events)
-        for index in range(workload.decode_len - 1):
-            tape.mark(f"decode {index}")
+        timeline.order.append(recorder.cut("prefill"))
+        steps = workload.decode_len - 1
+        timeline.skipped_decode_steps = max(0, steps - DECODE_STEPS)
+        for index in range(min(steps, DECODE_STEPS)):
+            tape.mark("decode")
+            if index == DECODE_STEPS - 1 and timeline.skipped_decode_steps:
+                _skip(context.cache, timeline.skipped_decode_steps)
+                timeline.order.append(recorder.cut("growth"))
             token = token_ids(tape, workload.batch_size, 1)
             ids = ops.concat([ids, token], 1)
             logits = model.logits(token, context)
-    tape.mark("end")
-    stop = len(tape.events)
-    order = [("prefill", setup, prefill), ("decode", prefill, stop)]
-    timeline = Timeline(tape=tape, parameters=model.build.parameters, setup_events=setup, order=order)
+            timeline.order.append(recorder.cut(f"decode {index}"))
     tape.events = list(tape.events)
     del logits
     return timeline
+
+
+def _skip(cache: Cache | None, tokens: int) -> None:
+    assert cache is not None
+    cache.skip(tokens)

@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from random import Random
 from typing import IO, Any
 
 MIB = 2**20
-DEVICE_BYTES = 48 * 2**30
+DEVICE_BYTES = 8 * 2**30  # small, so that the null device has new addresses for many expandable segments of 9/8 of it
 MALLOC, FREE, EMPTY_CACHE, RESET_PEAKS = range(4)
 COUNTERS = (
     "allocated_bytes",
@@ -48,18 +49,14 @@ class Trace:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment variables of a process that has the null device for a GPU."""
-    if prototype := os.environ.get("NULLDEVICE_PROTOTYPE"):
-        return {
-            **os.environ,
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-            "LD_LIBRARY_PATH": f"{prototype}/lib",
-            "LD_PRELOAD": f"{prototype}/libnullcuda.so",
-            "NULLCUDA_GIB": str(DEVICE_BYTES // 2**30),
-        }
+    """Return the environment variables of a process that has a null device of DEVICE_BYTES for a GPU."""
+    from whichlora_estimators.gpus import find_gpu
+
     from whichlora.nulldevice import environment as null_device
 
-    return {**os.environ, **null_device(gpu_total_bytes=DEVICE_BYTES)}
+    gpu = replace(find_gpu("a100-sxm-80gb"), total_bytes=DEVICE_BYTES)
+    # torch logs every failed cudaMalloc, and they are what these traces are about
+    return {**os.environ, **null_device(gpu, answers=False), "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 class RealAllocator:
@@ -87,7 +84,7 @@ class RealAllocator:
 @contextmanager
 def real_allocator() -> Iterator[RealAllocator]:
     """Start one process that answers any number of traces."""
-    command = [sys.executable, __file__]
+    command = [sys.executable, "-W", "ignore", __file__]
     with subprocess.Popen(
         command, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -185,7 +182,7 @@ def random_size(random: Random, most_bytes: int, marks: list[int]) -> int:
     return random.randint(1, most_bytes)
 
 
-def random_trace(random: Random) -> Trace:
+def random_trace(random: Random, *, longest: int = 90) -> Trace:
     """Return a trace that fills its device, frees in no order, and asks again for sizes that it asked for before."""
     settings = random_settings(random)
     limit_bytes = random.choice([24, 60, 102, 200, 450, 1000, 3000, DEVICE_BYTES // MIB]) * MIB
@@ -197,7 +194,7 @@ def random_trace(random: Random) -> Trace:
     sizes: list[int] = []
     live: list[int] = []
     events: list[tuple[int, ...]] = []
-    for _ in range(random.randint(1, 90)):
+    for _ in range(random.randint(1, longest)):
         chance = random.random()
         if chance < empty:
             events.append((EMPTY_CACHE,))
@@ -220,12 +217,11 @@ class _Device:
     def __init__(self) -> None:
         import ctypes
 
-        import torch
-
-        torch.cuda.init()
-        self.torch, self.c = torch, torch._C
+        self.torch: Any = import_module("torch")
+        self.torch.cuda.init()
+        self.c = self.torch._C
         self.cuda = ctypes.CDLL(None)
-        self.streams = [0, *sorted(torch.cuda.Stream().cuda_stream for _ in range(2))]
+        self.streams = [0, *sorted(self.torch.cuda.Stream().cuda_stream for _ in range(2))]
 
     def answer(self, question: dict[str, Any]) -> Any:
         return self.settings(question["settings"]) if len(question) == 1 else self.run(**question)
@@ -251,6 +247,7 @@ class _Device:
                 counters.append(self.counters())
             self.free_all(pointers)
         # an expandable segment that could not be mapped even once stays, with its size of page, until it is used
+        self.torch.cuda.set_per_process_memory_fraction(1.0)
         self.free_all([self.malloc(size, stream) for size in (1, 2 * MIB) for stream in range(len(self.streams))])
         return counters
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -78,11 +79,10 @@ def test_everything_comes_back(trace: Trace) -> None:
     """With every tensor freed and the cache emptied nothing is held, whatever happened before."""
     allocator = CachingAllocator(AllocatorConfig(**trace.settings), limit_bytes=trace.limit_bytes)
     handles = []
-    for kind, *arguments in trace.events:
-        try:
-            handles.append(allocator.malloc(*arguments)) if kind == MALLOC else None
-        except OutOfMemory:
-            break
+    with suppress(OutOfMemory):
+        for event in trace.events:
+            if event[0] == MALLOC:
+                handles.append(allocator.malloc(*event[1:]))
     for handle in handles:
         allocator.free(handle)
     allocator.empty_cache()
@@ -122,6 +122,11 @@ def test_out_of_memory_says_what_was_held() -> None:
 
 def test_bad_events_are_refused() -> None:
     """Freeing what is not live, and fewer bytes than none, are the caller's errors and say so."""
+    allocator = CachingAllocator()
+    for handle in (allocator.malloc(0), allocator.malloc(MIB)):
+        allocator.free(handle)
+        with pytest.raises(BadValue, match="not live"):
+            allocator.free(handle)
     for sizes, events in (([MIB], [~0]), ([MIB], [0, ~0, ~0]), ([-1], [0])):
         with pytest.raises(BadValue):
             replay(sizes, events)

@@ -43,16 +43,41 @@ class Cache:
         """Append by concatenation, a copy of the whole layer, and return what attention sees."""
         if layer == 0:
             self.length += k.shape[2]
-        past = self.layers.get(layer)
-        tape = k.tape
-        with tape.tagged("KV cache"):
-            if past is None:
-                joined = ops.concat([k], 2), ops.concat([v], 2)
-            else:
-                joined = ops.concat([past[0], k], 2), ops.concat([past[1], v], 2)
         window = self.windows.get(layer)
+        with k.tape.tagged("KV cache"):
+            if layer not in self.layers:
+                joined = ops.concat([k], 2), ops.concat([v], 2)
+            elif window is None:
+                joined = self._appended(layer, k, v)
+            else:
+                past = self.layers[layer]
+                joined = ops.concat([past[0], k], 2), ops.concat([past[1], v], 2)
         self.layers[layer] = joined if window is None else (_latest(joined[0], window), _latest(joined[1], window))
         return joined
+
+    def skip(self, tokens: int) -> None:
+        """Lengthen every layer at once, as that many decode steps do one by one."""
+        self.length += tokens
+        for layer in list(self.layers):
+            keys, values = self.layers.pop(layer)
+            window = self.windows.get(layer)
+            with keys.tape.tagged("KV cache"):
+                if window is None:
+                    self.layers[layer] = _resized(keys, self.length), _resized(values, self.length)
+                else:
+                    longer = min(keys.shape[2] + tokens, window)
+                    grown = _resized(keys, longer), _resized(values, longer)
+                    self.layers[layer] = _latest(grown[0], window), _latest(grown[1], window)
+
+    def _appended(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.layers.pop(layer)
+        longer = ops.concat([keys, k], 2)
+        del keys  # given back before the values are copied
+        return longer, ops.concat([values, v], 2)
+
+
+def _resized(x: Tensor, tokens: int) -> Tensor:
+    return x.tape.new((*x.shape[:2], tokens, x.shape[3]), x.dtype)
 
 
 def _latest(x: Tensor, window: int) -> Tensor:
@@ -101,6 +126,10 @@ class Config:
         """Set a value that the config leaves open."""
         self._values.setdefault(key, value)
 
+    def force(self, key: str, value: Any) -> None:
+        """Set a value that the class leaves no choice in."""
+        self._values[key] = value
+
     def count(self, key: str) -> int:
         """Return a positive whole number."""
         value = self._values.get(key)
@@ -131,8 +160,13 @@ class Model(ABC):
 
     def __init__(self, config: Mapping[str, Any], build: Build) -> None:
         self.build = build
-        self.config = Config({self.aliases.get(key, key): value for key, value in config.items()}, self.defaults)
+        self.config = self.read(config)
         self.make(self.config, build)
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Config:
+        """Read a config.json as this family spells it."""
+        return Config({cls.aliases.get(key, key): value for key, value in config.items()}, cls.defaults)
 
     @abstractmethod
     def make(self, c: Config, build: Build) -> None:
@@ -155,11 +189,15 @@ class Decoder(Model):
     def make(self, c: Config, build: Build) -> None:
         """Allocate embedding, blocks, final norm and head."""
         self.width, self.vocab = c.count(self.width_key), c.count("vocab_size")
-        self.embed = build.parameter("embed_tokens.weight", self.vocab, self.width)
+        self.embed = self.make_tokens(build)
         self.make_embeddings(c, build)
         self.blocks = [self.block(c, build, index) for index in range(c.count(self.layers_key))]
         self.make_final(c, build)
         self.make_head(c, build)
+
+    def make_tokens(self, build: Build) -> Tensor:
+        """Allocate the tokens' embeddings."""
+        return build.parameter("embed_tokens.weight", self.vocab, self.width)
 
     def make_embeddings(self, c: Config, build: Build) -> None:
         """Allocate embeddings beside those of the tokens (learned positions): none unless a family says so."""
@@ -175,7 +213,7 @@ class Decoder(Model):
     def make_head(self, c: Config, build: Build) -> None:
         """Make the output head, sharing the embedding's weight where the config ties them."""
         tied = self.embed if c.flag("tie_word_embeddings") else None
-        self.head = build.head("lm_head", self.width, self.vocab, tied=tied)
+        self.head = build.head("lm_head", self.embed.shape[-1], self.vocab, tied=tied)
 
     @abstractmethod
     def final(self, x: Tensor) -> Tensor:
@@ -189,7 +227,7 @@ class Decoder(Model):
         """Look the tokens up as `embedded`, asking for a gradient where checkpointing of frozen weights needs one."""
         inputs = self.embedded(ids, context)
         if context.input_grads and inputs.node is None and ids.tape.grad_enabled:
-            inputs.node = Leaf()
+            inputs.node = _InputLeaf(inputs.detach())
         return inputs
 
     def enter(self, ids: Tensor, context: Context, kept: list[Tensor]) -> tuple[Tensor, Positions]:
@@ -248,12 +286,22 @@ class Decoder(Model):
         """Return loss and logits: fp32 logits, labels shifted by one (transformers/loss/loss_utils.py, ForCausalLMLoss)."""
         tape = ids.tape
         hidden = self.backbone(ids, context)
-        logits = self.scored(hidden)
         tape.mark("loss")
+        logits = self.scored(hidden)
         with tape.tagged("logits and loss"):
             loss = _causal_loss(logits, labels)
         del hidden  # alive until here, as it is in the real one
         return loss, logits
+
+
+class _InputLeaf(Leaf):
+    """Where the gradient of token embeddings accumulates: it holds on to them as long as the graph lives."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
 
 
 def _causal_loss(logits: Tensor, labels: Tensor) -> Tensor:

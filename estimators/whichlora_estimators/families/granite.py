@@ -53,8 +53,15 @@ class Granite(Llama):
         x = ops.embedding(ids, self.embed)
         if context.input_grads and x.node is None and x.tape.grad_enabled:
             x.node = Leaf()
-        return ops.scale(x)
+        return _scaled(x)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Apply the head and divide its logits."""
         return ops.scale(self.head(hidden))
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """Multiply by a number; a leaf lives until its gradient has arrived, for the node that collects it holds it."""
+    out = ops.scale(x.detach())
+    x.tape.record(out, (x,), (x if isinstance(x.node, Leaf) else None,), lambda g, x: (ops.scale(g),))
+    return out

@@ -8,6 +8,7 @@ from .. import attention, layers, ops
 from ..layers import Build
 from ..tape import Tensor
 from .base import Config, Context, Positions, RotaryDecoder, family, head_width
+from .windows import WindowedDecoder, all_layers, some_layers
 
 Norm = Callable[[Tensor, Tensor], Tensor]
 
@@ -102,7 +103,7 @@ class Block:
         return x
 
 
-@family("llama", "mistral")
+@family("llama")
 class Llama(RotaryDecoder):
     """The recipe that the others vary."""
 
@@ -133,15 +134,50 @@ class Llama(RotaryDecoder):
         return self.norm(x, self.final_norm)
 
 
+class WindowedLlama(WindowedDecoder, Llama):
+    """Llama some of whose layers may see a window."""
+
+    always_masks_full = True
+
+    def layer_windows(self, c: Config) -> dict[int, int]:
+        """Return the windows: those of the layers from `max_window_layers` on, if the config wants any."""
+        if not c.flag("use_sliding_window"):
+            return {}
+        return some_layers(c, lambda index: index >= int(c.get("max_window_layers")))
+
+
 @family("qwen2")
-class Qwen2(Llama):
+class Qwen2(WindowedLlama):
     """Llama with biases on query, key and value."""
 
-    defaults = {**Llama.defaults, "attention_bias": True, "attention_out_bias": False}
+    defaults = {
+        **Llama.defaults,
+        "attention_bias": True,
+        "attention_out_bias": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    }
 
 
 @family("qwen3")
-class Qwen3(Llama):
+class Qwen3(WindowedLlama):
     """Llama with a norm of each query and key head."""
 
-    defaults = {**Llama.defaults, "head_norms": True, "head_dim": 128}
+    defaults = {
+        **Llama.defaults,
+        "head_norms": True,
+        "head_dim": 128,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    }
+
+
+@family("mistral")
+class Mistral(WindowedDecoder, Llama):
+    """Llama all of whose layers see the window, where the config has one."""
+
+    defaults = {**Llama.defaults, "num_key_value_heads": 8, "sliding_window": 4096}
+
+    def layer_windows(self, c: Config) -> dict[int, int]:
+        """Return the window of every layer."""
+        return all_layers(c)

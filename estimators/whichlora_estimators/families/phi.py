@@ -136,6 +136,12 @@ class Phi(RotaryDecoder):
         """Return how many columns of a head are rotated."""
         return rotary_columns(c)
 
+    def enter(self, ids: Tensor, context: Context, kept: list[Tensor]) -> tuple[Tensor, Positions]:
+        """Return the input of the first block, with dropout, and what blocks share."""
+        inputs = ops.dropout(self.looked_up(ids, context), self.dropout)
+        kept.append(inputs)
+        return inputs, self.positions(inputs, ids, context)
+
     def block(self, c: Config, build: Build, index: int) -> Callable[[Tensor, Positions, Context], Tensor]:
         """Make one layer."""
         return PhiBlock(c, build, index)

@@ -71,6 +71,13 @@ class Starcoder2(WindowedDecoder):
         """Return the window of every layer."""
         return all_layers(c)
 
+    def enter(self, ids: Tensor, context: Context, kept: list[Tensor]) -> tuple[Tensor, Positions]:
+        """Return the input of the first block, with dropout, and what blocks share."""
+        inputs = self.looked_up(ids, context)
+        kept.append(inputs)
+        x = ops.dropout(inputs, self.dropout)
+        return x, self.positions(x, ids, context)
+
     def block(self, c: Config, build: Build, index: int) -> Callable[[Tensor, Positions, Context], Tensor]:
         """Make one layer."""
         return Starcoder2Block(c, build, index)

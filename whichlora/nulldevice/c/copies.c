@@ -87,9 +87,10 @@ static void read_back(void *host, size_t bytes) {
 
 static int on_card(const void *pointer) { return is_device(pointer) || is_managed(pointer); }
 
+// A copy on the card keeps the question: of one element, PyTorch makes "any" and "all" by copying it.
 static int copy(void *to, const void *from, size_t bytes) {
   if (on_card(to)) {
-    forget_last_kernel();
+    if (!on_card(from)) forget_last_kernel();
   } else if (on_card(from)) {
     read_back(to, bytes);
   } else {

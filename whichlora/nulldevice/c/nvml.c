@@ -103,8 +103,15 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, Proce
   return nvmlDeviceGetComputeRunningProcesses_v2(device, count, processes);
 }
 
-// NVML's own way to say that a card has none of it; nothing here is measured.
-int nvmlDeviceGetGpuFabricInfoV(void) { return NVML_NOT_SUPPORTED; }
+// The card is on no fabric: nvmlGpuFabricInfoV_t's version, then an id, a status, a clique and the state, all 0 for that.
+int nvmlDeviceGetGpuFabricInfoV(void *device, char *information) {
+  (void)device;
+  enum { VERSION_BYTES = 4, REST_BYTES = 16 + 4 + 4 + 1 };
+  memset(information + VERSION_BYTES, 0, REST_BYTES);
+  return SUCCESS;
+}
+
+// NVML's own way to say that a card does not tell; nothing here is measured.
 int nvmlDeviceGetUtilizationRates(void) { return NVML_NOT_SUPPORTED; }
 int nvmlDeviceGetTemperature(void) { return NVML_NOT_SUPPORTED; }
 int nvmlDeviceGetPowerUsage(void) { return NVML_NOT_SUPPORTED; }

@@ -1,0 +1,169 @@
+"""From a workload and a card to bytes and seconds: the timeline, replayed on the allocator and on the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .allocator import AllocatorConfig, replay
+from .gpus import Gpu, context_bytes
+from .roofline import lane_times
+from .tape import Kernel
+from .timeline import DECODE_STEPS, Timeline, lay
+from .workload import Workload
+
+#: PyTorch's rounding of every allocation (c10/core/AllocatorConfig.h, kMinBlockSize).
+BLOCK_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The moment of highest allocated bytes: in which phase, and what was live, by component."""
+
+    allocated_bytes: int
+    phase: str
+    components: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a workload takes on a card, by formula.
+
+    `process_bytes` is what nvidia-smi shows: reserved bytes and the CUDA context.
+    """
+
+    workload: Workload
+    gpu: Gpu
+    trainable_params: int
+    peak: Peak
+    reserved_peak_bytes: int
+    context_bytes: int
+    times: Times
+
+    @property
+    def allocated_peak_bytes(self) -> int:
+        """What `torch.cuda.max_memory_allocated()` would say."""
+        return self.peak.allocated_bytes
+
+    @property
+    def process_bytes(self) -> int:
+        """Reserved bytes and the CUDA context."""
+        return self.reserved_peak_bytes + self.context_bytes
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens trained, or generated while decoding, in a second (padding counts)."""
+        if self.times.step_s is not None:
+            return self.workload.batch_size * self.workload.seq_len / self.times.step_s
+        if self.times.decode_s_per_token is not None:
+            return self.workload.batch_size / self.times.decode_s_per_token
+        return None
+
+    @property
+    def breakdown(self) -> dict[str, int]:
+        """Process bytes by component: what is live at the allocated peak, then fragmentation and context.
+
+        Fragmentation is what the allocator holds beyond the peak's live bytes.
+        """
+        fragmentation = self.reserved_peak_bytes - self.allocated_peak_bytes
+        return {**self.peak.components, "fragmentation": fragmentation, "CUDA context": self.context_bytes}
+
+
+def estimate(workload: Workload, gpu: Gpu, *, allocator: AllocatorConfig | None = None) -> Estimate:
+    """Estimate a workload on a card. Raises UnknownName, BadValue or Unsupported for what has no formula."""
+    timeline = lay(workload)
+    state = replay(timeline.tape.sizes, timeline.events(), config=allocator)
+    return Estimate(
+        workload=workload,
+        gpu=gpu,
+        trainable_params=timeline.trainable_params if workload.phase == "train" else 0,
+        peak=find_peak(timeline),
+        reserved_peak_bytes=state.reserved_peak_bytes,
+        context_bytes=context_bytes(gpu),
+        times=times_of(timeline, timeline.tape.kernels, gpu),
+    )
+
+
+def find_peak(timeline: Timeline) -> Peak:
+    """Walk the timeline once for the highest sum of live bytes, once more for what is live there."""
+    sizes = rounded_sizes(timeline)
+    live = highest = 0
+    position = at = 0
+    for position, event in enumerate(timeline.events()):
+        if event < 0:
+            live -= sizes[~event]
+            continue
+        live += sizes[event]
+        if live > highest:
+            highest, at = live, position
+    return Peak(allocated_bytes=highest, phase=_phase(timeline, at), components=_live_components(timeline, at))
+
+
+def rounded_sizes(timeline: Timeline) -> list[int]:
+    """Return the bytes that each storage takes in the allocator's books."""
+    return [-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in timeline.tape.sizes]
+
+
+def _phase(timeline: Timeline, position: int) -> str:
+    """Name the segment that holds an event, told finer by the tape's marks: `backward: layer 3`, `forward: loss`."""
+    for segment in (timeline.setup, *timeline.order):
+        count = segment.last.event - segment.first.event
+        if position < count:
+            event = segment.first.event + position
+            sections = [m.label for m in timeline.tape.marks if segment.first.event <= m.event <= event]
+            return f"{segment.label}: {sections[-1].removesuffix(' backward')}" if sections else segment.label
+        position -= count
+    raise AssertionError(position)
+
+
+def _live_components(timeline: Timeline, position: int) -> dict[str, int]:
+    sizes, tags = rounded_sizes(timeline), timeline.tape.tags
+    sums: dict[str, int] = {}
+    for event in timeline.events()[: position + 1]:
+        index = event if event >= 0 else ~event
+        sums[tags[index]] = sums.get(tags[index], 0) + (sizes[index] if event >= 0 else -sizes[index])
+    return {tag: size for tag, size in sums.items() if size}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Seconds of a training step, or of prefill and of a decoded token (None: there is no such phase)."""
+
+    step_s: float | None = None
+    prefill_s: float | None = None
+    decode_s_per_token: float | None = None
+
+    def extended(self, deeper: Times, steps: float) -> Times:
+        """Continue the line from this depth through a deeper one for `steps` of their difference."""
+
+        def line(here: float | None, there: float | None) -> float | None:
+            return None if here is None or there is None else here + steps * (there - here)
+
+        return Times(
+            step_s=line(self.step_s, deeper.step_s),
+            prefill_s=line(self.prefill_s, deeper.prefill_s),
+            decode_s_per_token=line(self.decode_s_per_token, deeper.decode_s_per_token),
+        )
+
+
+def times_of(timeline: Timeline, kernels: Sequence[Kernel], gpu: Gpu) -> Times:
+    """Return the times of a timeline on a card, with these launches in place of its own."""
+
+    def seconds(*labels: str) -> float:
+        segments = {segment.label: segment for segment in timeline.order if segment.label in labels}.values()
+        return lane_times([k for s in segments for k in kernels[s.first.kernel : s.last.kernel]], gpu).total_s
+
+    labels = {segment.label for segment in timeline.order}
+    if "prefill" not in labels:
+        return Times(step_s=seconds("forward", "backward", "optimizer step"))
+    steps = sorted((label for label in labels if label.startswith("decode ")), key=lambda label: int(label.split()[1]))
+    decode = _mean_step([seconds(label) for label in steps], timeline.skipped_decode_steps) if steps else None
+    return Times(prefill_s=seconds("prefill"), decode_s_per_token=decode)
+
+
+def _mean_step(times: list[float], skipped: int) -> float:
+    """Average decode steps; skipped ones count as the mean of their neighbours, since time grows evenly with the cache."""
+    if not skipped:
+        return sum(times) / len(times)
+    between = (times[DECODE_STEPS - 2] + times[DECODE_STEPS - 1]) / 2
+    return (sum(times) + skipped * between) / (len(times) + skipped)

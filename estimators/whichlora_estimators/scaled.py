@@ -1,0 +1,140 @@
+"""Any batch size of one setup from four short timelines, for searches over thousands of configurations.
+
+The same setup with another batch size makes the same events in the same order; only sizes differ, and each is affine in
+the batch. So timelines at two batches give every storage's size, and with it the bytes live at every place of the step.
+With one more layer, all places within a section of the step (a layer's forward, a layer's backward, the loss …) shift by
+the same number of bytes, so two shallow depths give the deep one. Both steps are exact, except that short cuts which
+small batches take (a 4-bit product that needs no dequantized copy, say) are not seen: a little too high there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .estimate import BLOCK_BYTES, Times, times_of
+from .families import find_family
+from .gpus import Gpu
+from .tape import Kernel
+from .timeline import Segment, Timeline, lay
+from .workload import Workload
+
+BATCHES = (64, 96)
+
+#: How many fields of a kernel are counts; the rest says what kind it is.
+_COUNTS = Kernel._fields.index("dtype")
+
+Ints = npt.NDArray[np.int64]
+
+
+class NotAffine(Exception):
+    """Two timelines of one setup differ in more than sizes: lay the configuration out itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Affine:
+    """Rows of integers as functions of the batch."""
+
+    base: Ints
+    slope: Ints
+
+    def at(self, batch: int) -> Ints:
+        return self.base + (batch - BATCHES[0]) * self.slope // (BATCHES[1] - BATCHES[0])
+
+
+def _affine(low: Sequence[Any], high: Sequence[Any]) -> _Affine:
+    """Fit rows seen at the two batches."""
+    base, top = np.array(low, dtype=np.int64), np.array(high, dtype=np.int64)
+    if base.shape != top.shape:
+        raise NotAffine
+    return _Affine(base, top - base)
+
+
+class _Depth:
+    """A setup at one number of layers."""
+
+    def __init__(self, workload: Workload, layers: int, key: str) -> None:
+        config = {**workload.config, key: layers}
+        low, high = (lay(workload.with_(batch_size=batch), config) for batch in BATCHES)
+        if low.tape.events != high.tape.events:
+            raise NotAffine
+        self.timeline = low
+        self.events = np.array(low.events(), dtype=np.int64)
+        self.sizes = _affine(low.tape.sizes, high.tape.sizes)
+        self.kernels = _affine([k[:_COUNTS] for k in low.tape.kernels], [k[:_COUNTS] for k in high.tape.kernels])
+        self.kinds = [kernel[_COUNTS:] for kernel in low.tape.kernels]
+        self.starts, self.sections = _sections(self.timeline, layers)
+
+    def section_peaks(self, batch: int) -> dict[tuple[str, str], int]:
+        """Return the highest live bytes within each section."""
+        sizes = -(-self.sizes.at(batch) // BLOCK_BYTES) * BLOCK_BYTES
+        frees = self.events < 0
+        live = np.cumsum(np.where(frees, -sizes[~self.events], sizes[self.events]))
+        highest = np.maximum.reduceat(live, self.starts)
+        peaks: dict[tuple[str, str], int] = {}
+        for section, peak in zip(self.sections, highest.tolist(), strict=True):
+            peaks[section] = max(peak, peaks.get(section, 0))
+        return peaks
+
+    def times(self, batch: int, gpu: Gpu) -> Times:
+        """Return the times of this depth on a card."""
+        rows = self.kernels.at(batch).tolist()
+        kernels = [Kernel(*row, *kind) for row, kind in zip(rows, self.kinds, strict=True)]
+        return times_of(self.timeline, kernels, gpu)
+
+
+def _sections(timeline: Timeline, layers: int) -> tuple[Ints, list[tuple[str, str]]]:
+    """Cut all events at segments and marks; layers are named from whichever end is nearer, so that depths compare."""
+    starts: list[int] = []
+    names: list[tuple[str, str]] = []
+    position = 0
+    for segment in (timeline.setup, *timeline.order):
+        for start, label in _cuts(timeline, segment):
+            starts.append(position + start - segment.first.event)
+            names.append((segment.label, _from_nearer_end(label, layers)))
+        position += segment.last.event - segment.first.event
+    kept = [i for i in range(len(starts)) if starts[i] < (starts[i + 1] if i + 1 < len(starts) else position)]
+    return np.array([starts[i] for i in kept], dtype=np.int64), [names[i] for i in kept]
+
+
+def _cuts(timeline: Timeline, segment: Segment) -> list[tuple[int, str]]:
+    first, last = segment.first.event, segment.last.event
+    inside = [(mark.event, mark.label) for mark in timeline.tape.marks if first <= mark.event < last]
+    return [(first, ""), *inside]
+
+
+def _from_nearer_end(label: str, layers: int) -> str:
+    words = label.split()
+    if len(words) > 1 and words[0] == "layer" and 2 * int(words[1]) >= layers:
+        words[1] = str(int(words[1]) - layers)
+    return " ".join(words)
+
+
+class Scaled:
+    """One setup — model, method, lengths, precision … — at any batch size.
+
+    Raises NotAffine where the setup does not scale, and what `lay` raises.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        family = find_family(str(workload.config.get("model_type")))
+        self.layers = family.read(workload.config).count(family.layers_key)
+        shallow, deeper = 2 * family.period, 3 * family.period
+        if self.layers < deeper:
+            raise NotAffine
+        self.depths = [_Depth(workload, layers, family.layers_key) for layers in (shallow, deeper)]
+        self.steps = (self.layers - shallow) / family.period
+
+    def allocated_peak_bytes(self, batch_size: int) -> int:
+        """Return the peak of allocated bytes at this batch size."""
+        shallow, deeper = (depth.section_peaks(batch_size) for depth in self.depths)
+        return max(int(peak + self.steps * (deeper[section] - peak)) for section, peak in shallow.items())
+
+    def times(self, batch_size: int, gpu: Gpu) -> Times:
+        """Return the times at this batch size."""
+        shallow, deeper = (depth.times(batch_size, gpu) for depth in self.depths)
+        return shallow.extended(deeper, self.steps)

@@ -1,0 +1,171 @@
+"""Weightless checkpoints: every name, dtype and shape of a real one, and no bytes.
+
+The safetensors files are sparse, so a 70B model takes some kilobytes on disk. `from_pretrained` runs the library's real loading
+path on one, quantisation included; on the null device the holes are never read, since copies to the device are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whichlora_estimators.errors import BadValue, Unsupported, WhichloraError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_DTYPES = ("bfloat16", "float16", "float32")
+# safetensors' names of dtypes: those that a model saved in one of _DTYPES may hold, integer buffers included.
+_SAFETENSORS = {
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "int64": "I64",
+    "int32": "I32",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhantomReport:
+    """What was written: the checkpoint's files of weights, and their bytes as a real one has them and as the disk holds them."""
+
+    folder: Path
+    shards: tuple[str, ...]
+    tensors: int
+    parameters: int
+    weights_bytes: int
+    disk_bytes: int
+
+
+def write_phantom(
+    model: str | Path | Mapping[str, Any] | PretrainedConfig,
+    folder: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    shard_bytes: int = 5_000_000_000,
+) -> PhantomReport:
+    """Write a checkpoint without weights, cut into shards as `save_pretrained(max_shard_size=shard_bytes)` would.
+
+    (But for mixtures of experts: Transformers 5 saves experts that it holds in one tensor in one shard, we one by one.)
+
+    `model` is a Hub name, a folder or config.json, the content of one, or a configuration. Raises BadValue for a dtype
+    that checkpoints are not saved in, WhichloraError for what Transformers does not find or know, Unsupported for a
+    configuration of weights that are quantised already.
+    """
+    if dtype not in _DTYPES:
+        raise BadValue("no dtype that a checkpoint is saved in", value=dtype, todo=f"Give one of {', '.join(_DTYPES)}.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    skeleton = _skeleton(_config(model), dtype)
+    _save_configs(skeleton, folder, dtype)
+    return _save_weights(skeleton, folder, shard_bytes)
+
+
+def _config(model: str | Path | Mapping[str, Any] | PretrainedConfig) -> PretrainedConfig:
+    from transformers import AutoConfig, PretrainedConfig
+
+    try:
+        if isinstance(model, PretrainedConfig):
+            config = model
+        elif isinstance(model, Mapping):
+            fields = {key: value for key, value in model.items() if not key.startswith("_")}
+            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        else:
+            config = AutoConfig.from_pretrained(str(model))
+    except (KeyError, OSError, ValueError) as error:
+        todo = "Give a Hub name, a folder with a config.json, or the content of one with its model_type."
+        raise WhichloraError("Transformers finds no configuration there", value=str(model)[:200], todo=todo) from error
+    if getattr(config, "quantization_config", None):
+        raise Unsupported(
+            "a checkpoint whose weights are quantised already is not known here",
+            value=config.model_type,
+            todo="Take out quantization_config to write its weights in 16 bit.",
+        )
+    return config
+
+
+def _skeleton(config: PretrainedConfig, dtype: str) -> PreTrainedModel:
+    """Return the model on the meta device: of the class that the configuration names, else the causal language model."""
+    import torch
+    import transformers
+
+    named = (config.architectures or [None])[0]
+    model_class = getattr(transformers, named, None) if named else None
+    with torch.device("meta"):
+        if model_class is not None:
+            return model_class._from_config(config, dtype=getattr(torch, dtype))  # type: ignore[no-any-return]
+        auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        return auto.from_config(config, dtype=getattr(torch, dtype))  # type: ignore[no-any-return]
+
+
+def _save_configs(skeleton: PreTrainedModel, folder: Path, dtype: str) -> None:
+    skeleton.config.architectures = [type(skeleton).__name__]
+    skeleton.config.dtype = dtype
+    skeleton.config.save_pretrained(folder)
+    if skeleton.can_generate():
+        skeleton.generation_config.save_pretrained(folder)
+
+
+def _saved_tensors(skeleton: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return what `save_pretrained` would save, by name: tied weights once, and in the layout of the Hub's checkpoints."""
+    skeleton.tie_weights()
+    ignored = set(skeleton._keys_to_ignore_on_save or ())
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in skeleton.state_dict(keep_vars=True).items():
+        if name not in ignored and id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before Transformers 5 a model's names were those of its checkpoint
+        return tensors
+    reverted: dict[str, torch.Tensor] = revert_weight_conversion(skeleton, tensors)
+    # Experts are cut out of one tensor that the model holds: each is a tensor of its own in a checkpoint.
+    return {name: tensor.new_empty(tensor.shape) for name, tensor in reverted.items()}
+
+
+def _save_weights(skeleton: PreTrainedModel, folder: Path, shard_bytes: int) -> PhantomReport:
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    tensors = _saved_tensors(skeleton)
+    pattern = "model{suffix}.safetensors"
+    split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=shard_bytes)
+    for file_name, names in split.filename_to_tensors.items():
+        _write_sparse(folder / file_name, {name: tensors[name] for name in names})
+    if split.is_sharded:
+        metadata = {"total_parameters": skeleton.num_parameters(), **split.metadata}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    return PhantomReport(
+        folder=folder,
+        shards=tuple(split.filename_to_tensors),
+        tensors=len(tensors),
+        parameters=skeleton.num_parameters(),
+        weights_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        disk_bytes=sum(512 * (folder / name).stat().st_blocks for name in split.filename_to_tensors),
+    )
+
+
+def _write_sparse(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file: length of the header, header, and a hole of the size of all tensors one after another."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        kind = _SAFETENSORS[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
