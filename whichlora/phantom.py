@@ -1,7 +1,8 @@
 """Weightless checkpoints: every name, dtype and shape of a real one, and no bytes.
 
-The safetensors files are sparse, so a 70B model takes some kilobytes on disk. `from_pretrained` runs the library's real loading
-path on one, quantisation included; on the null device the holes are never read, since copies to the device are skipped.
+The safetensors files are sparse, so that only their headers take room on disk. `from_pretrained` runs the library's
+real loading path on one, quantisation included; on the null device the holes are not read, since copies to it are
+skipped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from whichlora_estimators.errors import BadValue, Unsupported, WhichloraError
 
@@ -35,7 +36,7 @@ _SAFETENSORS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhantomReport:
-    """What was written: the checkpoint's files of weights, and their bytes as a real one has them and as the disk holds them."""
+    """What was written: the files of weights, and their bytes: those of a real checkpoint, and those on this disk."""
 
     folder: Path
     shards: tuple[str, ...]
@@ -93,29 +94,39 @@ def _config(model: str | Path | Mapping[str, Any] | PretrainedConfig) -> Pretrai
 
 
 def _skeleton(config: PretrainedConfig, dtype: str) -> PreTrainedModel:
-    """Return the model on the meta device: of the class that the configuration names, else the causal language model."""
+    """Return the model on the meta device: of the class that the configuration names, else a language model."""
     import torch
     import transformers
 
-    named = (config.architectures or [None])[0]
-    model_class = getattr(transformers, named, None) if named else None
+    kind = {_dtype_field(config): getattr(torch, dtype)}
+    named = config.architectures[0] if config.architectures else ""
+    model_class = getattr(transformers, named, None)
     with torch.device("meta"):
         if model_class is not None:
-            return model_class._from_config(config, dtype=getattr(torch, dtype))  # type: ignore[no-any-return]
-        auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        return auto.from_config(config, dtype=getattr(torch, dtype))  # type: ignore[no-any-return]
+            skeleton = model_class._from_config(config, **kind)
+        else:
+            auto: Any = (
+                transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+            )
+            skeleton = auto.from_config(config, **kind)
+    return cast("PreTrainedModel", skeleton)
+
+
+def _dtype_field(config: PretrainedConfig) -> str:
+    """Return what Transformers calls a model's dtype: `dtype` since 4.56."""
+    return "dtype" if hasattr(config, "dtype") else "torch_dtype"
 
 
 def _save_configs(skeleton: PreTrainedModel, folder: Path, dtype: str) -> None:
     skeleton.config.architectures = [type(skeleton).__name__]
-    skeleton.config.dtype = dtype
+    setattr(skeleton.config, _dtype_field(skeleton.config), dtype)
     skeleton.config.save_pretrained(folder)
     if skeleton.can_generate():
         skeleton.generation_config.save_pretrained(folder)
 
 
 def _saved_tensors(skeleton: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return what `save_pretrained` would save, by name: tied weights once, and in the layout of the Hub's checkpoints."""
+    """Return what `save_pretrained` would save, by name: tied weights once, in the layout of the Hub's checkpoints."""
     skeleton.tie_weights()
     ignored = set(skeleton._keys_to_ignore_on_save or ())
     seen: set[int] = set()
@@ -157,7 +168,7 @@ def _save_weights(skeleton: PreTrainedModel, folder: Path, shard_bytes: int) -> 
 
 
 def _write_sparse(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file: length of the header, header, and a hole of the size of all tensors one after another."""
+    """Write a safetensors file: length of the header, header, and a hole of the size of all tensors in a row."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():

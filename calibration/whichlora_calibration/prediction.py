@@ -66,6 +66,15 @@ def judge(least_bytes: int, most_bytes: int, limit_bytes: int) -> Verdict:
     return Verdict.TIGHT if least_bytes <= limit_bytes else Verdict.DOES_NOT_FIT
 
 
+def reserved_range(workload: Workload, allocated_peak_bytes: int) -> tuple[int, int]:
+    """Bound what PyTorch reserves for a predicted allocated peak: live bytes at least, the allocator's usual slack at most.
+
+    For searches that replay no allocator; `predict` does.
+    """
+    ratios = _ratios()["ratios"][workload.phase]
+    return int(allocated_peak_bytes * ratios["allocated"][0]), int(allocated_peak_bytes * ratios["reserved_over_allocated"][1])
+
+
 def _shifted(interval: Interval, offset_bytes: int) -> Interval:
     return Interval(
         low_bytes=interval.low_bytes + offset_bytes,

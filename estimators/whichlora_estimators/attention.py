@@ -93,6 +93,16 @@ def eager(
     return heads_last(ops.matmul(scores, _batched(v))), scores
 
 
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """Multiply queries with keys: [B, H, T, S], for attention that a family writes in its own operators."""
+    return _scores(q, k)
+
+
+def weighted(scores: Tensor, v: Tensor) -> Tensor:
+    """Multiply probabilities [B, H, T, S] with values."""
+    return ops.matmul(scores, _batched(v))
+
+
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     q, k = _batched(q), _batched(k)
     return ops.matmul(q, k.view(*k.shape[:-2], k.shape[-1], k.shape[-2]))
@@ -148,7 +158,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         new = tape.new
         # the kernel wants gradient and output in the memory order of [B, T, H, E]
         copied = [] if q.strided or heads == 1 or queries == 1 else [new(q.shape, dtype) for _ in range(2)]
-        dq, dk, dv = (new(t.shape, dtype) for t in (q, k, v))
+        dq, dk, dv = ops.empty_like(q), ops.empty_like(k), ops.empty_like(v)
         rows = _round_up(queries, 128)
         softmax_d = new((batch, heads, rows), FP32)
         accumulator = new((batch, rows, heads, _round_up(padded, 32)), FP32)
@@ -189,6 +199,7 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     def backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         new = tape.new
         dq, dk, dv = (new(t.shape, t.dtype) for t in (q, k, v))
+        dq.strided = dk.strided = dv.strided = True
         grouped = k.shape[1] != heads
         expanded = [new((batch, heads, keys, width), dtype) for _ in range(2)] if grouped else []
         delta = _output_dot_gradient(g, batch, heads, queries)
@@ -236,8 +247,10 @@ def _any_node(*tensors: Tensor) -> bool:
 
 def _mask_bias(mask: Tensor, dtype: Dtype) -> Tensor:
     rows, heads, queries, keys = mask.shape
-    bias = mask.tape.new((rows, heads, queries, keys), dtype)
-    mask.tape.launch(mask.bytes + bias.bytes)
+    bias = mask
+    if mask.dtype is not dtype:
+        bias = mask.tape.new((rows, heads, queries, keys), dtype)
+        mask.tape.launch(mask.bytes + bias.bytes)
     aligned = _round_up(keys, 8)
     if aligned == keys:
         return bias

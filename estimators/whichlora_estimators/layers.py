@@ -33,6 +33,8 @@ class Linear:
 
     #: PEFT clones the result of 4-bit layers before it adds to it.
     clones_result = False
+    #: Whether the bias is added by an operator of its own, behind the product.
+    adds_bias = False
 
     def __init__(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
         self.name = name
@@ -49,6 +51,8 @@ class Linear:
     def base(self, x: Tensor) -> Tensor:
         """Apply the layer as the model defines it."""
         assert self.weight is not None
+        if self.adds_bias and self.bias is not None:
+            return ops.add(ops.linear(x, self.weight), self.bias)
         return ops.linear(x, self.weight, self.bias)
 
     def dequantized(self) -> Tensor:
@@ -105,6 +109,8 @@ class Build:
         """Make an output head: neither quantized nor adapted; `tied` shares the weight of the embedding."""
         if tied is None:
             return plain_linear(self, name, n_in, n_out, bias)
+        if self.make_linear is plain_linear:
+            self.tape.new((n_out, n_in), self.dtype)  # its own weight, which tying replaces
         return Linear(name, tied, self.parameter(f"{name}.bias", n_out) if bias else None)
 
     def buffer(self, *shape: int, dtype: Dtype = FP32) -> Tensor:

@@ -7,9 +7,7 @@ temporaries, since a peak often falls on one. Under autocast the operators of it
 
 from __future__ import annotations
 
-from math import prod
-
-from .tape import BOOL, FP32, Dtype, Kernel, Leaf, Shape, Tensor
+from .tape import BOOL, FP16, FP32, Dtype, Kernel, Leaf, Node, Shape, Tensor
 
 
 def promote(a: Dtype, b: Dtype) -> Dtype:
@@ -33,15 +31,21 @@ def _pointwise(tape_of: Tensor, shape: Shape, dtype: Dtype, reads: int) -> Tenso
     return out
 
 
+def _elementwise(a: Tensor, b: Tensor) -> Tensor:
+    """Allocate the result of two tensors: in the memory order of the first that is not broadcast."""
+    shape = _broadcast(a.shape, b.shape)
+    return _pointwise(a if a.shape == shape else b, shape, promote(a.dtype, b.dtype), a.bytes + b.bytes)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Allocate a tensor of the same shape, dtype and memory order."""
+    out = x.tape.new(x.shape, x.dtype)
+    out.strided = x.strided
+    return out
+
+
 def _like(g: Tensor) -> Tensor:
     return _pointwise(g, g.shape, g.dtype, g.bytes)
-
-
-def _summed_to(g: Tensor, shape: Shape) -> Tensor:
-    """Reduce a gradient to the shape of a broadcast input."""
-    if g.shape == shape or g.numel == prod(shape):  # of one size: a view, not a broadcast
-        return g
-    return _pointwise(g, shape, g.dtype, g.bytes)
 
 
 def cast(x: Tensor, dtype: Dtype) -> Tensor:
@@ -64,14 +68,9 @@ def copy(x: Tensor) -> Tensor:
 
 def add(a: Tensor, b: Tensor) -> Tensor:
     """Add elementwise; nothing is saved."""
-    out = _pointwise(a, _broadcast(a.shape, b.shape), promote(a.dtype, b.dtype), a.bytes + b.bytes)
-    shape_a, shape_b, need_a, need_b = a.shape, b.shape, a.node is not None, b.node is not None
-    a.tape.record(
-        out,
-        (a, b),
-        (),
-        lambda g: (_summed_to(g, shape_a) if need_a else None, _summed_to(g, shape_b) if need_b else None),
-    )
+    out = _elementwise(a, b)
+    need_a, need_b = a.node is not None, b.node is not None
+    a.tape.record(out, (a, b), (), lambda g: (g if need_a else None, g if need_b else None))
     return out
 
 
@@ -79,6 +78,24 @@ def scale(x: Tensor) -> Tensor:
     """Multiply by, or divide by, a Python number; nothing is saved."""
     out = _like(x)
     x.tape.record(out, (x,), (), lambda g: (_like(g),))
+    return out
+
+
+def scale_in_place(x: Tensor) -> Tensor:
+    """Multiply or divide by a Python number in place; the gradient is a new tensor."""
+    out = x.view(*x.shape)
+    out.strided = x.strided
+    x.tape.launch(2 * x.bytes)
+    x.tape.record(out, (x,), (), lambda g: (_like(g),))
+    return out
+
+
+def add_in_place(a: Tensor, b: Tensor) -> Tensor:
+    """Add `b` of the same shape to `a`; the gradient goes to both."""
+    out = a.view(*a.shape)
+    out.strided = a.strided
+    a.tape.launch(2 * a.bytes + b.bytes)
+    a.tape.record(out, (a, b), (), lambda g: (g, g))
     return out
 
 
@@ -96,20 +113,12 @@ def negate(x: Tensor) -> Tensor:
 
 def mul(a: Tensor, b: Tensor) -> Tensor:
     """Multiply elementwise, each factor saved where the other one wants a gradient."""
-    out = _pointwise(a, _broadcast(a.shape, b.shape), promote(a.dtype, b.dtype), a.bytes + b.bytes)
-    shape_a, shape_b = a.shape, b.shape
+    out = _elementwise(a, b)
     need_a, need_b = a.node is not None, b.node is not None
 
     def backward(g: Tensor, other_a: Tensor | None, other_b: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_a = grad_b = None
-        if need_a and other_a is not None:
-            full = _pointwise(g, g.shape, promote(g.dtype, other_a.dtype), g.bytes + other_a.bytes)
-            grad_a = _summed_to(full, shape_a)
-            del full
-        if need_b and other_b is not None:
-            full = _pointwise(g, g.shape, promote(g.dtype, other_b.dtype), g.bytes + other_b.bytes)
-            grad_b = _summed_to(full, shape_b)
-        return grad_a, grad_b
+        grad_b = _elementwise(g, other_b) if need_b and other_b is not None else None
+        return (_elementwise(g, other_a) if need_a and other_a is not None else None), grad_b
 
     a.tape.record(out, (a, b), (b if need_a else None, a if need_b else None), backward)
     return out
@@ -200,7 +209,7 @@ def split_last(x: Tensor, widths: tuple[int, ...]) -> list[Tensor]:
     return outs
 
 
-def split_heads(x: Tensor, parts: int) -> list[Tensor]:
+def split_fused(x: Tensor, parts: int) -> list[Tensor]:
     """View a projection fused head by head, [B, H, T, parts * E], in its parts; backward joins them, then reorders by a copy."""
     turned = x.view(*x.shape)
     x.tape.record(turned, (x,), (), lambda g: (_like(g),))
@@ -254,14 +263,19 @@ def repeat_heads(x: Tensor, times: int) -> Tensor:
 
 
 def softmax(x: Tensor, dtype: Dtype | None = None) -> Tensor:
-    """Softmax over the last dimension in `dtype` (the kernel converts on the way); its result is saved."""
+    """Softmax over the last dimension in `dtype`; its result is saved. Only from fp16 to fp32 the kernel converts on the way."""
     if x.tape.autocast is not None:
         x = cast(x, FP32)
+    if dtype is not None and not (x.dtype is FP16 and dtype is FP32):
+        x = cast(x, dtype)
     out = _pointwise(x, x.shape, dtype or x.dtype, x.bytes)
     original = x.dtype
 
     def backward(g: Tensor, result: Tensor) -> tuple[Tensor | None, ...]:
-        return (_pointwise(g, g.shape, original, g.bytes + result.bytes),)
+        grad = _pointwise(g, g.shape, original, g.bytes + result.bytes)
+        if original is not g.dtype:
+            _like(g)  # the kernel that converts wants the product of gradient and result beside it
+        return (grad,)
 
     x.tape.record(out, (x,), (out.detach(),), backward)
     return out
@@ -296,6 +310,40 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
     tape.record(out, inputs, (x, weight, mean, rstd), backward)
     return out
+
+
+def layer_norm_of_view(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """LayerNorm of a view that is not in memory order: the kernels work on copies of it, and of the gradient."""
+    copied = x.tape.new(x.shape, x.dtype)
+    out = layer_norm(x, weight, bias)
+    del copied
+    out.strided = False
+    if isinstance(out.node, Node):
+        of_copy = out.node.backward
+
+        def backward(g: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
+            copies = [g.tape.new(g.shape, g.dtype) for _ in range(2)]
+            grads = of_copy(g, *saved)
+            del copies
+            return grads
+
+        out.node.backward = backward
+    return out
+
+
+def single_heads(x: Tensor) -> list[Tensor]:
+    """View each head of [B, H, T, E] alone, [B, 1, T, E]; backward concatenates the heads' gradients."""
+    batch, heads, tokens, width = shape = x.shape
+    outs = [Tensor(x.tape, x.storage, (batch, 1, tokens, width), x.dtype) for _ in range(heads)]
+
+    def backward(grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        first = next(g for g in grads if g is not None)
+        return (_pointwise(first, shape, first.dtype, first.bytes * heads),)
+
+    node = x.tape.record(outs[0], (x,), (), backward, outputs=heads)
+    for nr, out in enumerate(outs):
+        out.node, out.nr = node, nr
+    return outs
 
 
 def matmul_kernel(out: Tensor, batch: int, m: int, n: int, k: int) -> None:
@@ -336,7 +384,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if need_b:
             grad_b = _pointwise(g, (n,), dtype, g.bytes)
         if need_w:
-            grad_w = new((n, k), dtype)
+            grad_w = _View(new((n, k), dtype))
             matmul_kernel(grad_w, 1, n, k, m)
         if need_x:
             grad_x = new(shape_x, dtype)
@@ -363,12 +411,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
     def backward(g: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_a = grad_b = None
-        if need_a:
-            grad_a = g.tape.new(shape_a, g.dtype)
-            matmul_kernel(grad_a, batch, m, k, n)
         if need_b:
             grad_b = g.tape.new(shape_b, g.dtype)
             matmul_kernel(grad_b, batch, k, n, m)
+        if need_a:
+            grad_a = g.tape.new(shape_a, g.dtype)
+            matmul_kernel(grad_a, batch, m, k, n)
         return grad_a, grad_b
 
     a.tape.record(out, (a, b), (a if need_b else None, b if need_a else None), backward)

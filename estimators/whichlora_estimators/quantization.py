@@ -157,9 +157,16 @@ def find_quantization(name: str | None) -> MakeLinear:
 
 
 def prepare_for_training(build: Build) -> None:
-    """Cast every 16-bit weight that is not quantized to fp32 (peft.prepare_model_for_kbit_training): norms, embeddings, head."""
+    """Cast every 16-bit weight that is not quantized to fp32 (peft.prepare_model_for_kbit_training): norms, embeddings, head.
+
+    It ends by emptying the cache, so the 16-bit weights leave no trace.
+    """
+    replaced = []
     for parameter in build.parameters:
         old = parameter.tensor
         if parameter.quantized or old.dtype is FP32 or isinstance(old.node, Leaf):
             continue
+        if old.storage is not None:
+            replaced.append(old.storage)
         old.storage, old.dtype = build.tape.new(old.shape, FP32).storage, FP32
+    build.tape.unmake(replaced)

@@ -19,9 +19,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 class Dtype(NamedTuple):
@@ -53,15 +54,15 @@ CUBLAS_WORKSPACE_BYTES = (4096 * 2 + 16 * 8) * 1024
 class Storage:
     """Bytes on the device; `index` is its number on the tape (-1: taken back). Its death is the free."""
 
-    __slots__ = ("index", "tape")
+    __slots__ = ("events", "index")
 
-    def __init__(self, tape: Tape, index: int) -> None:
-        self.tape = tape
+    def __init__(self, events: list[int], index: int) -> None:
+        self.events = events
         self.index = index
 
     def __del__(self) -> None:
         if self.index >= 0:
-            self.tape.events.append(~self.index)
+            self.events.append(~self.index)
 
 
 class Tensor:
@@ -99,10 +100,11 @@ class Tensor:
         return seen
 
     def heads(self, count: int) -> Tensor:
-        """View [B, T, H * E] as [B, H, T, E]."""
+        """View [B, T, H * E] as [B, H, T, E]; a gradient in another memory order is copied."""
         batch, tokens, width = self.shape
-        seen = self.view(batch, count, tokens, width // count)
+        seen = Tensor(self.tape, self.storage, (batch, count, tokens, width // count), self.dtype)
         seen.strided = count > 1 and tokens > 1
+        self.tape.record(seen, (self,), (), _merge_heads if seen.strided else _pass_on)
         return seen
 
     def detach(self) -> Tensor:
@@ -110,6 +112,16 @@ class Tensor:
         seen = Tensor(self.tape, self.storage, self.shape, self.dtype)
         seen.strided = self.strided
         return seen
+
+
+def _merge_heads(g: Tensor) -> tuple[Tensor]:
+    batch, heads, tokens, width = g.shape
+    merged = g if g.strided else _kernel(g, g.shape, g.dtype)
+    return (Tensor(g.tape, merged.storage, (batch, tokens, heads * width), g.dtype),)
+
+
+def _pass_on(g: Tensor) -> tuple[Tensor]:
+    return (g,)
 
 
 class Leaf:
@@ -126,7 +138,7 @@ class Leaf:
 # gradients of the inputs out.
 Backward = Callable[..., "tuple[Tensor | None, ...]"]
 Saved = tuple["Tensor | None", ...]
-Edge = tuple["Node | Leaf", int, Dtype]
+Edge = tuple["Node | Leaf", int, Dtype, Shape]
 
 
 class Node:
@@ -157,7 +169,7 @@ class Frame:
 
     __slots__ = ("count", "recomputed", "run")
 
-    def __init__(self, run: Callable[[], Tensor]) -> None:
+    def __init__(self, run: Callable[[], object]) -> None:
         self.run = run
         self.count = 0
         self.recomputed: list[Saved] | None = None
@@ -224,7 +236,15 @@ class Tape:
         self.sizes.append(size)
         self.tags.append(self.component)
         self.events.append(index)
-        return Tensor(self, Storage(self, index), shape, dtype)
+        return Tensor(self, Storage(self.events, index), shape, dtype)
+
+    def unmake(self, storages: Iterable[Storage]) -> None:
+        """Take allocations off the tape: neither they nor their frees ever happened."""
+        gone = set()
+        for storage in storages:
+            gone.add(storage.index)
+            storage.index = -1
+        self.events = [event for event in self.events if event not in gone]
 
     def launch(self, moved_bytes: int) -> None:
         """Record a kernel that is bound by the bytes it moves."""
@@ -269,7 +289,7 @@ class Tape:
         if not self.grad_enabled:
             return None
         edges = tuple(
-            None if source is None or source.node is None else (source.node, source.nr, source.dtype)
+            None if source is None or source.node is None else (source.node, source.nr, source.dtype, source.shape)
             for source in inputs
         )
         if not any(edges):
@@ -308,7 +328,7 @@ class Tape:
         del self.events[position]
         storage.index = -1
 
-    def checkpoint(self, run: Callable[[], Tensor]) -> Tensor:
+    def checkpoint(self, run: Callable[[], T]) -> T:
         """Run a region whose saved tensors are dropped now and recomputed in backward (inside a rerun: just run it)."""
         if not self.grad_enabled or self._rerun is not None:
             return run()
@@ -365,20 +385,21 @@ class Tape:
                 del grad
         self.grad_enabled = before
 
-    def _run(self, node: Node, buffers: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-        """Run one node; gradients come back in the dtype of the inputs they belong to."""
+    def _run(self, node: Node, buffers: list[Tensor | None]) -> list[Tensor | None]:
+        """Run one node; gradients come back in the shape and dtype of the inputs they belong to.
+
+        What was saved dies behind the incoming gradients, but before them where it was recomputed.
+        """
         saved = self._unpack(node)
         given = buffers[0] if node.outputs == 1 else buffers
-        grads = node.backward(given, *saved)
-        if any(
-            grad is not None and edge is not None and grad.dtype is not edge[2]
-            for grad, edge in zip(grads, node.edges, strict=True)
-        ):
-            grads = tuple(_as_edge(grad, edge) for grad, edge in zip(grads, node.edges, strict=True))
+        grads = list(node.backward(given, *saved))
+        _as_edges(grads, node.edges)
+        if node.frame is not None:
+            node.frame = None
+            del saved
         del given
         buffers.clear()
         node.backward = _released
-        node.frame = None
         return grads
 
 
@@ -386,25 +407,38 @@ def _released(*_: Any) -> tuple[Tensor | None, ...]:
     raise AssertionError("this node ran already")
 
 
-def _as_edge(grad: Tensor | None, edge: Edge | None) -> Tensor | None:
-    if grad is None or edge is None or grad.dtype is edge[2]:
-        return grad
-    cast = grad.tape.new(grad.shape, edge[2])
-    grad.tape.launch(grad.bytes + cast.bytes)
-    return cast
+def _as_edges(grads: list[Tensor | None], edges: tuple[Edge | None, ...]) -> None:
+    """Sum gradients to the shapes of inputs that were broadcast, then convert them (engine.cpp, validate_outputs)."""
+    for index, edge in enumerate(edges):
+        grad = grads[index]
+        if grad is None or edge is None or (grad.dtype is edge[2] and grad.shape == edge[3]):
+            continue
+        grads[index] = None
+        _, _, dtype, shape = edge
+        if grad.shape != shape and grad.numel != math.prod(shape):  # of one size: a view
+            grad = _kernel(grad, shape, grad.dtype)
+        grads[index] = grad if grad.dtype is dtype else _kernel(grad, grad.shape, dtype)
+
+
+def _kernel(source: Tensor, shape: Shape, dtype: Dtype) -> Tensor:
+    result = source.tape.new(shape, dtype)
+    result.strided = source.strided
+    source.tape.launch(source.bytes + result.bytes)
+    return result
 
 
 def _deliver(
     edge: Edge, grad: Tensor, waiting: dict[Node, list[Tensor | None]], queue: list[tuple[int, Node]]
 ) -> None:
-    node, nr, _ = edge
+    node, nr, _, _ = edge
     if isinstance(node, Leaf):
-        if node.grad is None:
+        held = node.grad
+        if held is None:
             node.grad = grad
-            if grad.storage is not None:
-                grad.tape.tags[grad.storage.index] = GRADIENTS
-        else:
-            grad.tape.launch(3 * grad.bytes)
+        elif not _only_ours(held):
+            node.grad = _kernel(held, held.shape, held.dtype)
+        if grad.storage is not None:
+            grad.tape.tags[grad.storage.index] = GRADIENTS
         return
     buffers = waiting.get(node)
     if buffers is None:
@@ -413,10 +447,10 @@ def _deliver(
     held = buffers[nr]
     if held is None:
         buffers[nr] = grad
-        return
-    grad.tape.launch(3 * grad.bytes)
-    if not _only_ours(held):
-        buffers[nr] = grad.tape.new(grad.shape, grad.dtype)
+    elif not _only_ours(held):
+        buffers[nr] = _kernel(held, held.shape, held.dtype)
+    else:
+        grad.tape.launch(3 * grad.bytes)
 
 
 def _only_ours(held: Tensor) -> bool:

@@ -104,6 +104,13 @@ def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Mo
     return recipe(config, build)
 
 
+def count_parameters(config: Mapping[str, Any]) -> int:
+    """Count the parameters of a model, shared ones once. Raises UnknownName for an architecture without a recipe."""
+    recipe = find_family(str(config.get("model_type")))
+    model = recipe(config, Build(Tape(), BF16, trainable=False))
+    return sum({id(p.tensor): p.tensor.numel for p in model.build.parameters}.values())
+
+
 def _lay_training(workload: Workload, config: Mapping[str, Any]) -> Timeline:
     tape = Tape()
     recorder = _Recorder(tape)

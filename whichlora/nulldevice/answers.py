@@ -3,8 +3,8 @@
 A process on the null device reads zeros, "yes, all of them" and "no, none of them". Two questions need more than that:
 
 - has generation reached its length limit? Here it ends there, and not before: no sequence meets its end token;
-- how many tokens does each expert of a mixture get? Here the same for all (`even`), or as few experts as can be take all of
-  them (`skewed`), as the environment variable NULLCUDA_ROUTING says.
+- how many tokens does each expert of a mixture get? Here all get as many (`even`), or as few as can be get all of them
+  (`skewed`), as the environment variable NULLCUDA_ROUTING says.
 
 Only the standard library: this file is loaded by its path in environments that do not have the rest of this package.
 """
@@ -63,7 +63,7 @@ def _patch_stopping_criteria(module: ModuleType) -> None:
 
 
 def _patch_generation(module: ModuleType) -> None:
-    """Answer beam search, which asks the other way round: is anybody unfinished?"""
+    """Answer beam search, which asks the other way round: whether anybody is unfinished."""
     name = "_beam_search_has_unfinished_sequences"
     ask = getattr(module.GenerationMixin, name, None)
     if ask is None:

@@ -19,7 +19,7 @@ from .elf import read_symbols
 from .stack import Stack, find_stack
 
 LIBRARY = "libcuda.so.1"  # its soname as well, so that whoever opens the driver by name gets what is already loaded
-ALSO_AS = ("libnvidia-ml.so.1",)
+ALSO_AS = ("libcuda.so", "libnvidia-ml.so.1")  # the first for who links with -lcuda, as Triton does
 _SOURCES = Path(__file__).parent / "c"
 
 # What a function that nobody wrote returns, by the beginning of its name: each library's own "not supported".
@@ -39,13 +39,16 @@ _ERRORS = (
 _DRIVER_NAME = re.compile(rb"\b(?:cu[A-Z]|nvml[A-Z])[A-Za-z0-9]*(?:_v[0-9]+)?(?:_ptsz|_ptds)?\b")
 _OURS = re.compile(r"(?:__cuda|cuda|cublas|cudnn|cufft|cupti|curand|cusolver|cusparse|nccl|nvml|cu)[A-Z]\w*")
 # Left to the real libraries, which need no device to answer: which version they are, what an error means.
-_HARMLESS = re.compile(r"(?:cublas|cudnn|cufft|cupti|curand|cusolver|cusparse|nccl)\w*(?:Version|Property|String|Name)")
+_HARMLESS = re.compile(
+    r"(?:cublas|cudnn|cufft|cupti|curand|cusolver|cusparse|nccl)\w*(?:Version|Property|String|Name|LastError)"
+)
 
 
 def build(python: Path | None = None) -> Path:
-    """Return the folder that holds the null device for an interpreter's PyTorch (this one's by default), compiled if needed.
+    """Return the folder that holds the null device for an interpreter's PyTorch (by default this one's).
 
-    Raises WhichloraError (Unsupported off Linux or without a CUDA build): no PyTorch, no compiler, no headers, no cache.
+    It is compiled if need be. Raises WhichloraError where PyTorch, a compiler, a header or a writable cache is missing,
+    and Unsupported off Linux or for a PyTorch without CUDA.
     """
     stack = find_stack(python)
     libraries = stack.libraries()
@@ -82,7 +85,7 @@ def _fingerprint(stack: Stack, libraries: Iterable[Path]) -> str:
 
 
 def _compile_into(folder: Path, stack: Stack, libraries: list[Path]) -> None:
-    """Compile beside the folder and rename: whoever comes second finds it there, whoever is killed leaves no half of it."""
+    """Compile beside the folder and rename: whoever comes second finds it there, a killed one leaves no half of it."""
     compiler = _compiler()
     include = _runtime_headers(stack)
     try:
@@ -119,7 +122,11 @@ def _runtime_headers(stack: Stack) -> Path:
     """Return the folder of the CUDA runtime's headers, of the major version that PyTorch was built with."""
     for folder in stack.include_folders():
         header = folder / "cuda_runtime_api.h"
-        if header.is_file() and (folder / "driver_types.h").is_file() and _runtime_version(folder) // 1000 == stack.cuda_major:
+        if (
+            header.is_file()
+            and (folder / "driver_types.h").is_file()
+            and _runtime_version(folder) // 1000 == stack.cuda_major
+        ):
             return folder
     package = "nvidia-cuda-runtime" if stack.cuda_major >= 13 else f"nvidia-cuda-runtime-cu{stack.cuda_major}"
     raise WhichloraError(
@@ -146,7 +153,7 @@ def _command(compiler: list[str], include: Path, workshop: Path, stack: Stack) -
 
 
 def _built_for(stack: Stack) -> tuple[str, str]:
-    """Return the compute capabilities that PyTorch's build holds machine code for, and PTX for, as lists in C: `75,80`."""
+    """Return which compute capabilities PyTorch's build holds machine code for, and PTX, as lists in C: `75,80`."""
     text = b""
     for name in ("libtorch_python.so", "libtorch_cuda.so"):
         image = (stack.torch / "lib" / name).read_bytes()
@@ -162,14 +169,20 @@ def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        raise WhichloraError("the C compiler does not run", value=command[0], todo="Set CC to one that does.") from error
+        raise WhichloraError(
+            "the C compiler does not run", value=command[0], todo="Set CC to one that does."
+        ) from error
     if done.returncode:
         shown = "\n".join(done.stderr.strip().splitlines()[-12:])
-        raise WhichloraError(f"the null device does not compile:\n{shown}\n", value=shlex.join(command), todo="Try another compiler with CC, and report this.")
+        raise WhichloraError(
+            f"the null device does not compile:\n{shown}\n",
+            value=shlex.join(command),
+            todo="Try another compiler with CC, and report this.",
+        )
 
 
 def _calls(stack: Stack, libraries: Iterable[Path]) -> str:
-    """Return the C macro calls that define every function of NVIDIA's libraries, to fail by name unless a source defines it."""
+    """Return C that has every function of NVIDIA's libraries fail by name, unless one of our sources defines it."""
     names = _driver_names(stack)
     for library in libraries:
         symbols = read_symbols(library)
@@ -180,7 +193,7 @@ def _calls(stack: Stack, libraries: Iterable[Path]) -> str:
 
 
 def _driver_names(stack: Stack) -> set[str]:
-    """Return the driver's and NVML's functions, which no installed library offers: those of cuda.h, and those PyTorch asks for."""
+    """Return functions of the driver and NVML, which are not installed: those of cuda.h and those PyTorch asks for."""
     files = [folder / "cuda.h" for folder in stack.include_folders()]
     files += [stack.torch / "lib" / name for name in ("libc10_cuda.so", "libcaffe2_nvrtc.so")]
     found = [_DRIVER_NAME.findall(file.read_bytes()) for file in files if file.is_file()]

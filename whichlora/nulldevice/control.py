@@ -26,7 +26,9 @@ def _device() -> ctypes.CDLL | None:
 def _here() -> ctypes.CDLL:
     device = _device()
     if device is None:
-        raise RuntimeError("this process does not run on a null device: start it with whichlora.nulldevice.environment()")
+        raise RuntimeError(
+            "this process does not run on a null device: start it with whichlora.nulldevice.environment()"
+        )
     return device
 
 
@@ -46,7 +48,7 @@ def peak_bytes() -> int:
 
 
 def managed_bytes() -> int:
-    """Return managed memory in use now, in bytes: paged optimizer state. It may exceed the card and is in no other sum."""
+    """Return managed memory in use now, in bytes: paged optimizer state, which may exceed the card and counts apart."""
     return int(_here().nullcuda_managed_used())
 
 

@@ -1,6 +1,6 @@
 """Find an environment's PyTorch and what of NVIDIA's lies beside it, importing none of it.
 
-Only the standard library: this file is also run by the other environment's Python, and then prints what it finds as JSON.
+Only the standard library: this file is also run by the other environment's Python, to print what it finds as JSON.
 """
 
 from __future__ import annotations

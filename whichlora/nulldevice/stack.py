@@ -28,13 +28,13 @@ class Stack:
 
     @property
     def cuda_major(self) -> int:
-        """The major version of CUDA that PyTorch was built with, which decides the layout of the runtime's structures."""
+        """The major version of CUDA that PyTorch was built with: it decides the layout of the runtime's structures."""
         return int(self.cuda_version.split(".")[0])
 
     def libraries(self) -> list[Path]:
-        """Return shared libraries whose functions must not reach a driver, sorted: NVIDIA's and those that call them."""
+        """Return the shared libraries whose functions must not reach a driver: NVIDIA's and those that call them."""
         folders = (self.torch / "lib", *self.packages)
-        patterns = ("*.so*", "lib/*.so*", "*/lib/*.so*")  # torch/lib, bitsandbytes/, nvidia/cu13/lib, nvidia/cublas/lib
+        patterns = ("*.so*", "lib/*.so*", "*/lib/*.so*")  # bitsandbytes/, torch/lib, nvidia/cu13/lib
         return sorted({path for folder in folders for pattern in patterns for path in folder.glob(pattern)})
 
     def include_folders(self) -> list[Path]:
@@ -54,7 +54,7 @@ def find_stack(python: Path | None = None) -> Stack:
         raise Unsupported(
             "the null device needs Linux (it is preloaded under a CUDA build of PyTorch)",
             value=sys.platform,
-            todo="Use `whichlora estimate`, or run this on Linux: WSL 2, a container or a login node will do; no GPU needed.",
+            todo="Use `whichlora estimate`, or Linux: WSL 2, a container or a login node will do, without a GPU.",
         )
     found = _locate(python)
     if "torch" not in found:
@@ -83,5 +83,7 @@ def _versions(torch: Path) -> tuple[str, str]:
     cuda = re.search(r"^cuda\b[^=]*= '(.*)'", text, re.MULTILINE)
     shown = version[1] if version else "unknown"
     if not cuda:
-        raise Unsupported("the null device needs a CUDA build of PyTorch, this one has none", value=shown, todo=_INSTALL)
+        raise Unsupported(
+            "the null device needs a CUDA build of PyTorch, this one has none", value=shown, todo=_INSTALL
+        )
     return shown, cuda[1]

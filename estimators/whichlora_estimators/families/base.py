@@ -107,6 +107,10 @@ class Positions:
     mask: Tensor | None = None
 
 
+#: One layer; some return their attention probabilities too, which then live until the next layer returns.
+Block = Callable[[Tensor, Positions, Context], "Tensor | tuple[Tensor, Tensor | None]"]
+
+
 class Config:
     """A config.json with the defaults of its Transformers class; a wrong or missing value is an error naming the key."""
 
@@ -203,7 +207,7 @@ class Decoder(Model):
         """Allocate embeddings beside those of the tokens (learned positions): none unless a family says so."""
 
     @abstractmethod
-    def block(self, c: Config, build: Build, index: int) -> Callable[[Tensor, Positions, Context], Tensor]:
+    def block(self, c: Config, build: Build, index: int) -> Block:
         """Make one layer."""
 
     @abstractmethod
@@ -261,7 +265,8 @@ class Decoder(Model):
         for index, block in enumerate(self.blocks):
             tape.mark(f"layer {index}")
             run = partial(block, x, shared, context)
-            x = tape.checkpoint(run) if context.checkpointing else run()
+            outputs = tape.checkpoint(run) if context.checkpointing else run()
+            x = outputs[0] if isinstance(outputs, tuple) else outputs  # `outputs` lives until the next ones, as really
             del run
         tape.mark("final")
         return self.final(x)

@@ -85,7 +85,7 @@ class Gpt2(Decoder):
     layers_key = "n_layer"
     width_key = "n_embd"
     default_targets = ("c_attn",)
-    aliases = {
+    aliases: ClassVar = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
         "num_attention_heads": "n_head",

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: fused qkv, a quarter of each head rotated, attention and MLP side by side (transformers/models/gpt_neox, 5.23).
+"""GPT-NeoX and Pythia: fused qkv, some columns of a head rotated, attention beside the MLP (transformers/models/gpt_neox).
 
 # B batch, T tokens, D width, H heads, E head width
 """
@@ -26,7 +26,7 @@ class Attention:
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
         """Attend [B, T, D] to itself and the cache; eager attention also returns its probabilities."""
         fused = self.qkv(x).heads(self.heads)
-        q, k, v = ops.split_heads(fused, 3)
+        q, k, v = ops.split_fused(fused, 3)
         q, k = _rotated(q, k, shared)
         if context.cache is not None:
             k, v = context.cache.update(self.index, k, v)

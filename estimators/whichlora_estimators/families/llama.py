@@ -41,8 +41,12 @@ class Attention:
         out, weights = attention.attend(
             q, k, v, shared.mask, kind=context.attention, dropout=dropout, softcap=self.softcap
         )
-        out = self.o(out)
+        out = self.output(out)
         return out, weights
+
+    def output(self, x: Tensor) -> Tensor:
+        """Map the heads' results to the width of the model."""
+        return self.o(x)
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make queries [B, H, T, E], keys and values [B, K, T, E]."""

@@ -30,8 +30,10 @@ class Olmo2Attention(Attention):
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make queries [B, H, T, E], keys and values [B, K, T, E]."""
-        q = olmo2_norm(self.q(x), self.q_norm)
-        k = olmo2_norm(self.k(x), self.k_norm)
+        q = self.q(x)  # a name, since what a module is given lives until it returns
+        q = olmo2_norm(q, self.q_norm)
+        k = self.k(x)
+        k = olmo2_norm(k, self.k_norm)
         v = self.v(x)
         return q.heads(self.heads), k.heads(self.kv_heads), v.heads(self.kv_heads)
 

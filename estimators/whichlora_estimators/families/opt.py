@@ -121,7 +121,9 @@ class Opt(Decoder):
     def make_embeddings(self, c: Config, build: Build) -> None:
         """Allocate learned positions, the projections, and the final norm, which comes before the layers here."""
         width = self.width
-        self.position_table = build.parameter("embed_positions.weight", c.count("max_position_embeddings") + OFFSET, width)
+        self.position_table = build.parameter(
+            "embed_positions.weight", c.count("max_position_embeddings") + OFFSET, width
+        )
         if self.narrow != width:
             self.project_out = build.linear("project_out", width, self.narrow)
             self.project_in = build.linear("project_in", self.narrow, width)

@@ -20,6 +20,9 @@ def rotary_columns(c: Config) -> int:
     return int(head_width(c) * share)
 
 
+Norm = Callable[[Tensor], Tensor]
+
+
 class PhiAttention:
     """Projections, optional layer norms of the heads, rotation of some columns, attention, output projection."""
 
@@ -37,10 +40,13 @@ class PhiAttention:
         self.dropout = c.rate("attention_dropout")
         self.head_norms = self.make_head_norms(c, build) if c.flag("qk_layernorm") else None
 
-    def make_head_norms(self, c: Config, build: Build) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def make_head_norms(self, c: Config, build: Build) -> tuple[Norm, Norm]:
         """Allocate the norms of query and key heads: one for all heads."""
         q, k = (LayerNorm(build, f"{name}_layernorm", self.head_dim) for name in "qk")
-        return q, k
+        return (
+            lambda x: ops.layer_norm_of_view(x, q.weight, q.bias),
+            lambda x: ops.layer_norm_of_view(x, k.weight, k.bias),
+        )
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
         """Attend [B, T, D] to itself and the cache; eager attention also returns its probabilities."""
@@ -72,10 +78,11 @@ def _both_rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
 
 
 class PlainMlp:
-    """down(act(up(x))), with biases."""
+    """dropout(down(act(up(x)))), with biases."""
 
-    def __init__(self, c: Config, build: Build, names: tuple[str, str]) -> None:
+    def __init__(self, c: Config, build: Build, names: tuple[str, str], *, dropout: float = 0.0) -> None:
         width, inner, bias = c.count("hidden_size"), c.count("intermediate_size"), c.flag("mlp_bias")
+        self.dropout = dropout
         self.up = build.linear(names[0], width, inner, bias=bias)
         self.down = build.linear(names[1], inner, width, bias=bias)
         self.activation = layers.find_activation(c.get("hidden_act"))
@@ -84,7 +91,8 @@ class PlainMlp:
         """Map [B, T, D] to [B, T, D]."""
         x = self.up(x)
         x = self.activation(x)
-        return self.down(x)
+        x = self.down(x)
+        return ops.dropout(x, self.dropout)
 
 
 class PhiBlock:
@@ -138,9 +146,11 @@ class Phi(RotaryDecoder):
 
     def enter(self, ids: Tensor, context: Context, kept: list[Tensor]) -> tuple[Tensor, Positions]:
         """Return the input of the first block, with dropout, and what blocks share."""
-        inputs = ops.dropout(self.looked_up(ids, context), self.dropout)
-        kept.append(inputs)
-        return inputs, self.positions(inputs, ids, context)
+        x = self.looked_up(ids, context)
+        shared = self.positions(x, ids, context)
+        x = ops.dropout(x, self.dropout)
+        kept.append(x)
+        return x, shared
 
     def block(self, c: Config, build: Build, index: int) -> Callable[[Tensor, Positions, Context], Tensor]:
         """Make one layer."""

@@ -9,7 +9,7 @@ from ..layers import Build, LayerNorm
 from ..tape import Tensor
 from .base import Config, Context, Positions, RotaryDecoder, family
 from .llama import GatedMlp
-from .phi import PhiAttention, rotary_columns
+from .phi import Norm, PhiAttention, rotary_columns
 
 
 class HeadNorms:
@@ -19,9 +19,9 @@ class HeadNorms:
         self.weights = [build.parameter(f"{name}.norms.{head}.weight", width) for head in range(heads)]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Normalise head by head and put the heads together again."""
-        batch, heads, tokens, width = x.shape
-        return ops.concat([ops.layer_norm(x.view(batch, 1, tokens, width), w, None) for w in self.weights], 1)
+        """Normalise head by head, each from a copy in memory order, and put the heads together again."""
+        heads = ops.single_heads(x)
+        return ops.concat([ops.layer_norm_of_view(h, w, None) for h, w in zip(heads, self.weights, strict=True)], 1)
 
 
 class StableLmAttention(PhiAttention):
@@ -29,7 +29,7 @@ class StableLmAttention(PhiAttention):
 
     output_name = "o_proj"
 
-    def make_head_norms(self, c: Config, build: Build) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def make_head_norms(self, c: Config, build: Build) -> tuple[Norm, Norm]:
         """Allocate the norms of query and key heads."""
         q = HeadNorms(build, "q_layernorm", self.heads, self.head_dim)
         return q, HeadNorms(build, "k_layernorm", self.kv_heads, self.head_dim)

@@ -16,28 +16,37 @@ from .phi import PlainMlp
 from .windows import WindowedDecoder, all_layers
 
 
+class Starcoder2Attention(Attention):
+    """Attention with dropout behind its output projection."""
+
+    def __init__(self, c: Config, build: Build, index: int) -> None:
+        super().__init__(c, build, index)
+        self.output_dropout = c.rate("residual_dropout")
+
+    def output(self, x: Tensor) -> Tensor:
+        """Map the heads' results to the width of the model."""
+        return ops.dropout(self.o(x), self.output_dropout)
+
+
 class Starcoder2Block:
     """x + dropout(attention(norm(x))), then x + dropout(mlp(norm(x)))."""
 
     def __init__(self, c: Config, build: Build, index: int) -> None:
-        self.attention = Attention(c, build, index)
-        self.mlp = PlainMlp(c, build, ("c_fc", "c_proj"))
+        self.attention = Starcoder2Attention(c, build, index)
+        self.mlp = PlainMlp(c, build, ("c_fc", "c_proj"), dropout=c.rate("residual_dropout"))
         width = c.count("hidden_size")
         self.norm_in = LayerNorm(build, "input_layernorm", width)
         self.norm_mid = LayerNorm(build, "post_attention_layernorm", width)
-        self.dropout = c.rate("residual_dropout")
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
         residual = x
         x = self.norm_in(x)
         x, weights = self.attention(x, shared, context)
-        x = ops.dropout(x, self.dropout)
         x = ops.add(residual, x)
         residual = x
         x = self.norm_mid(x)
         x = self.mlp(x)
-        x = ops.dropout(x, self.dropout)
         x = ops.add(residual, x)
         del weights
         return x
@@ -75,8 +84,8 @@ class Starcoder2(WindowedDecoder):
         """Return the input of the first block, with dropout, and what blocks share."""
         inputs = self.looked_up(ids, context)
         kept.append(inputs)
-        x = ops.dropout(inputs, self.dropout)
-        return x, self.positions(x, ids, context)
+        shared = self.positions(inputs, ids, context)
+        return ops.dropout(inputs, self.dropout), shared
 
     def block(self, c: Config, build: Build, index: int) -> Callable[[Tensor, Positions, Context], Tensor]:
         """Make one layer."""

@@ -53,3 +53,13 @@ void nullcuda_set_bool(int value) {
   the_card(); // so that reading the environment later does not undo this
   bool_read = value != 0;
 }
+
+// Which of the machine's cards this one passes for: the first that CUDA_VISIBLE_DEVICES names, -1 if it names none.
+int first_visible(void) {
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  if (!visible) return 0;
+  char *end;
+  long index = strtol(visible, &end, 10);
+  if (end == visible) return *visible ? 0 : -1; // an identifier, not a number; or nothing
+  return index < 0 ? -1 : (int)index;
+}

@@ -22,6 +22,8 @@ const char *cudaGetErrorName(int error) {
     case SUCCESS: return "cudaSuccess";
     case INVALID_VALUE: return "cudaErrorInvalidValue";
     case OUT_OF_MEMORY: return "cudaErrorMemoryAllocation";
+    case NO_DEVICE: return "cudaErrorNoDevice";
+    case INVALID_DEVICE: return "cudaErrorInvalidDevice";
     case NO_KERNEL_IMAGE: return "cudaErrorNoKernelImageForDevice";
     case NOT_SUPPORTED: return "cudaErrorNotSupported";
     default: return "cudaErrorUnknown";
@@ -34,6 +36,8 @@ const char *cudaGetErrorString(int error) {
     case SUCCESS: return "no error";
     case INVALID_VALUE: return "invalid argument";
     case OUT_OF_MEMORY: return "out of memory";
+    case NO_DEVICE: return "no CUDA-capable device is detected";
+    case INVALID_DEVICE: return "invalid device ordinal";
     case NO_KERNEL_IMAGE: return "no kernel image is available for execution on the device";
     case NOT_SUPPORTED:
       snprintf(text, sizeof text, "null device: %s is not implemented", last_missing());
@@ -98,14 +102,14 @@ int cudaGetDeviceProperties_v2(struct cudaDeviceProp *properties, int device) {
 }
 
 int cudaGetDeviceCount(int *count) {
-  *count = 1;
-  return SUCCESS;
+  *count = first_visible() >= 0;
+  return fail(*count ? SUCCESS : NO_DEVICE);
 }
 int cudaGetDevice(int *device) {
   *device = 0;
   return SUCCESS;
 }
-int cudaSetDevice(int device) { return fail(device == 0 ? SUCCESS : 101 /* cudaErrorInvalidDevice */); }
+int cudaSetDevice(int device) { return fail(device == 0 ? SUCCESS : INVALID_DEVICE); }
 int cudaDeviceSynchronize(void) { return SUCCESS; }
 int cudaDeviceGetPCIBusId(char *text, int length, int device) {
   (void)device;

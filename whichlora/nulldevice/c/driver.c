@@ -32,12 +32,12 @@ int cuGetErrorString(int error, const char **text) {
 }
 
 int cuDeviceGetCount(int *count) {
-  *count = 1;
+  *count = first_visible() >= 0;
   return SUCCESS;
 }
 int cuDeviceGet(int *device, int ordinal) {
   *device = ordinal;
-  return ordinal == 0 ? SUCCESS : 101 /* CUDA_ERROR_INVALID_DEVICE */;
+  return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
 }
 int cuDeviceGetName(char *text, int length, int device) {
   (void)device;
@@ -57,6 +57,9 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) {
 }
 // The runtime numbers attributes as the driver does.
 int cuDeviceGetAttribute(int *value, int attribute, int device) { return cudaDeviceGetAttribute(value, attribute, device); }
+
+// The driver's private tables, which NVRTC can do without.
+int cuGetExportTable(void) { return NOT_FOUND; }
 
 // A log of errors, which nothing is written to.
 int cuLogsRegisterCallback(void) { return SUCCESS; }

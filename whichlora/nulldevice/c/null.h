@@ -20,6 +20,8 @@ enum {
   SUCCESS = 0,
   INVALID_VALUE = 1,
   OUT_OF_MEMORY = 2,
+  NO_DEVICE = 100,
+  INVALID_DEVICE = 101,
   NO_KERNEL_IMAGE = 209,
   NOT_FOUND = 500,
   NOT_SUPPORTED = 801
@@ -36,6 +38,7 @@ typedef struct {
   int code; // the newest code in PyTorch's build that this card runs: 86 for sm_86; 0 if there is none
 } Card;
 const Card *the_card(void);
+int first_visible(void); // the index that CUDA_VISIBLE_DEVICES gives this card, -1 if it hides it
 
 // card.c: 1 if a bool that is read back as "are all of them …" is answered with yes
 extern int bool_read;

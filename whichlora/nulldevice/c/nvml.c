@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { NVML_INSUFFICIENT_SIZE = 7, NVML_NOT_SUPPORTED = 3, NVML_INVALID_ARGUMENT = 2 };
+enum { NVML_INSUFFICIENT_SIZE = 7, NVML_NOT_SUPPORTED = 3 };
 static int the_only_device;
 
 static unsigned long long used_bytes(void) { return the_card()->context_bytes + device_account.used; }
@@ -27,14 +27,16 @@ int nvmlSystemGetDriverVersion(char *text, unsigned length) {
   return SUCCESS;
 }
 
+// NVML counts all cards, whatever CUDA_VISIBLE_DEVICES says. PyTorch looks that up in it, so there are enough, but none more.
 int nvmlDeviceGetCount(unsigned *count) {
-  *count = 1;
+  *count = (unsigned)(first_visible() + 1);
   return SUCCESS;
 }
 int nvmlDeviceGetCount_v2(unsigned *count) { return nvmlDeviceGetCount(count); }
 int nvmlDeviceGetHandleByIndex(unsigned index, void **device) {
+  (void)index;
   *device = &the_only_device;
-  return index == 0 ? SUCCESS : NVML_INVALID_ARGUMENT;
+  return SUCCESS;
 }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { return nvmlDeviceGetHandleByIndex(index, device); }
 int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **device) {

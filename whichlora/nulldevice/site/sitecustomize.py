@@ -1,4 +1,4 @@
-"""Run by every Python that starts on a null device: installs the answers, then runs the sitecustomize that this one hides."""
+"""Run by every Python that starts on a null device: installs the answers, then runs the sitecustomize it hides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HERE = Path(__file__).resolve().parent
 
 
 def _load_answers() -> None:
-    """Load control.py and answers.py as a package of their own, so that nothing else of ours need be importable here."""
+    """Load control.py and answers.py as a package of their own: nothing else of ours need be importable here."""
     name = "whichlora_nulldevice_answers"
     package = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, None, is_package=True))
     package.__path__ = [str(_HERE.parent)]

@@ -1,0 +1,171 @@
+"""Compare estimates with rehearsed truth: error of allocated and reserved peaks by family, method, quantization and phase.
+
+usage: python benchmarks/accuracy.py WORKLOADS.jsonl [--only SUBSTRING] [--json] [--ratios FILE]
+
+Each line is a workload with its `truth` (allocated_peak_bytes, reserved_peak_bytes, trainable_params). `--ratios` writes the
+quantiles of measured over predicted bytes that predictions take their intervals from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from whichlora_estimators.errors import WhichloraError
+from whichlora_estimators.estimate import Estimate, estimate
+from whichlora_estimators.gpus import find_gpu
+from whichlora_estimators.workload import workload_from_json
+
+COVERAGE = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A workload with what was measured and what is estimated."""
+
+    id: str
+    group: dict[str, str]
+    found: Estimate
+    truth: dict[str, int]
+
+    @property
+    def allocated_error(self) -> float:
+        """Estimated over measured allocated peak, less one."""
+        return self.found.allocated_peak_bytes / self.truth["allocated_peak_bytes"] - 1
+
+    @property
+    def reserved_error(self) -> float:
+        """Estimated over measured reserved peak, less one."""
+        return self.found.reserved_peak_bytes / self.truth["reserved_peak_bytes"] - 1
+
+    @property
+    def trainable_equal(self) -> bool:
+        """Whether the counts of trainable parameters agree."""
+        return self.found.trainable_params == self.truth.get("trainable_params", 0)
+
+
+def main() -> None:
+    """Read the arguments, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("workloads", type=Path)
+    parser.add_argument("--only", default="", help="only lines that contain this text")
+    parser.add_argument("--gpu", default="a100-sxm-80gb")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--ratios", type=Path, help="write interval ratios to this file")
+    arguments = parser.parse_args()
+    lines = [line for line in arguments.workloads.read_text(encoding="utf-8").splitlines() if arguments.only in line]
+    cases, refused = compare([json.loads(line) for line in lines], arguments.gpu)
+    if arguments.ratios:
+        text = json.dumps(ratios(cases, lines, arguments.workloads.name), indent=1)
+        arguments.ratios.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(summary(cases, refused)) if arguments.json else report(cases, refused))
+
+
+def compare(lines: Sequence[dict[str, Any]], gpu_name: str) -> tuple[list[Case], list[str]]:
+    """Estimate every line; refused ones are returned with the reason."""
+    gpu = find_gpu(gpu_name)
+    cases, refused = [], []
+    for fields in lines:
+        try:
+            workload = workload_from_json(fields)
+            found = estimate(workload, gpu)
+        except WhichloraError as error:
+            refused.append(f"{fields.get('id')}: {error}")
+            continue
+        group = {
+            "family": str(fields["config"]["model_type"]),
+            "method": workload.method if workload.phase == "train" else "-",
+            "quantization": workload.quantization,
+            "phase": workload.phase,
+            "precision": workload.precision,
+        }
+        cases.append(Case(id=workload.id, group=group, found=found, truth=fields["truth"]))
+    return cases, refused
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return an order statistic: the smallest value that `share` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+def statistics(cases: Sequence[Case], error: Callable[[Case], float]) -> dict[str, float]:
+    """Median, 95th percentile and worst absolute error."""
+    errors = [abs(error(case)) for case in cases]
+    return {"median": median(errors), "p95": quantile(errors, 0.95), "worst": max(errors)}
+
+
+def summary(cases: Sequence[Case], refused: Sequence[str]) -> dict[str, Any]:
+    """Collect everything that the text report shows."""
+    by = []
+    for key in cases[0].group:
+        for value in sorted({case.group[key] for case in cases}):
+            members = [case for case in cases if case.group[key] == value]
+            by.append({key: value, "lines": len(members), "allocated": statistics(members, _allocated)})
+    worst = sorted(cases, key=lambda case: -abs(case.allocated_error))[:10]
+    return {
+        "schema": 1,
+        "lines": len(cases),
+        "refused": list(refused),
+        "trainable_equal": sum(case.trainable_equal for case in cases),
+        "allocated": statistics(cases, _allocated),
+        "reserved": statistics(cases, _reserved),
+        "by": by,
+        "worst": [{"id": case.id, **case.group, "error": case.allocated_error} for case in worst],
+    }
+
+
+def _allocated(case: Case) -> float:
+    return case.allocated_error
+
+
+def _reserved(case: Case) -> float:
+    return case.reserved_error
+
+
+def report(cases: Sequence[Case], refused: Sequence[str]) -> str:
+    """Lay the summary out as text."""
+    found = summary(cases, refused)
+    lines = [f"{found['lines']} lines, trainable parameters equal on {found['trainable_equal']}, refused {len(refused)}"]
+    for counter in ("allocated", "reserved"):
+        lines.append(f"{counter:<10} {_shown(found[counter])}")
+    for row in found["by"]:
+        key, value = next(iter(row.items()))
+        lines.append(f"  {key:<13}{value:<14}{row['lines']:>4}  {_shown(row['allocated'])}")
+    lines += [f"  worst {row['id']:<10} {100 * row['error']:+.2f}%  {row['family']} {row['method']}" for row in found["worst"]]
+    return "\n".join([*lines, *(f"  refused {reason}" for reason in refused)])
+
+
+def _shown(errors: dict[str, float]) -> str:
+    return "  ".join(f"{name} {100 * value:6.2f}%" for name, value in errors.items())
+
+
+def ratios(cases: Sequence[Case], lines: Sequence[str], name: str) -> dict[str, Any]:
+    """Quantiles of measured over predicted, and of measured reserved over predicted allocated, by phase."""
+    tail = (1 - COVERAGE) / 2
+    by_phase = {}
+    for phase in sorted({case.group["phase"] for case in cases}):
+        members = [case for case in cases if case.group["phase"] == phase]
+        values = {
+            "allocated": [1 / (1 + case.allocated_error) for case in members],
+            "reserved": [1 / (1 + case.reserved_error) for case in members],
+            "reserved_over_allocated": [
+                case.truth["reserved_peak_bytes"] / case.found.allocated_peak_bytes for case in members
+            ],
+        }
+        by_phase[phase] = {
+            key: [round(quantile(each, tail), 5), round(quantile(each, 1 - tail), 5)] for key, each in values.items()
+        }
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return {"coverage": COVERAGE, "rows": len(cases), "source": name, "rows_sha256": digest, "ratios": by_phase}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

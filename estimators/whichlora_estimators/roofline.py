@@ -1,0 +1,183 @@
+"""Time from the roofline: each launch's duration on a card, and a step on two lanes, host and device.
+
+A matrix product is cut into tiles that the card's SMs work on in waves; everything else is bound by the bytes it moves.
+The constants are few and mean something; `data/roofline.json` holds their values, what they were fitted on, and the error
+on cards that were held out.
+
+# m x n result, k summed over; all of it `batch` times
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, chain
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from .gpus import Gpu, all_gpus
+from .tape import Kernel
+
+_DATA = Path(__file__).with_name("data") / "roofline.json"
+
+#: Tiles of a result that libraries offer, long edge first (CUTLASS and cuBLAS kernel names, e.g. 256x128 and 64x32).
+TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (32, 32))
+#: A product's k is split over SMs that would idle, but into parts no shorter than this (cuBLAS split-k kernels).
+SHORTEST_SPLIT = 128
+#: Queries that one block of fused attention works on (FlashAttention 2, kBlockM of head widths up to 128).
+ATTENTION_ROWS = 128
+#: int8 tensor cores do twice the operations of fp16, from Turing on (NVIDIA's architecture whitepapers).
+INT8_OVER_FP16 = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RooflineConstants:
+    """What the data sheet of a card does not say.
+
+    Shares are of the rated FLOP/s or bandwidth. `tile_overhead` is the extra time of a tile of edges a, b over the sum
+    of 1/a and 1/b: operands come through shared memory. `wave_rounding` says how much of a last wave's idle SMs is lost
+    (1: all of it). `fill_k` is the k that filling a tile's pipeline costs. `cached_share` of the L2 serves kernels that
+    move little at `cache_speedup` times the memory's bandwidth.
+    """
+
+    product_flops_share: float
+    attention_flops_share: float
+    tile_overhead: float
+    wave_rounding: float
+    fill_k: float
+    product_bandwidth_share: float
+    product_start_s: float
+    pointwise_bandwidth_share: float
+    pointwise_floor_s: float
+    cached_share: float
+    cache_speedup: float
+    host_s_per_launch: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneTimes:
+    """A sequence of launches on two lanes: the host issues them one by one, the device executes them in order.
+
+    `device_s` sums the kernels, `host_s` the launches; `total_s` ends with the last kernel, none of which starts before
+    it was issued. `matmul_flops` counts a multiplication and an addition as two.
+    """
+
+    device_s: float
+    host_s: float
+    total_s: float
+    matmul_flops: int
+    moved_bytes: int
+    launches: int
+
+
+@cache
+def default_constants() -> RooflineConstants:
+    """Return the constants of `data/roofline.json`."""
+    document: dict[str, Any] = json.loads(_DATA.read_text(encoding="utf-8"))
+    return RooflineConstants(**{name: entry["value"] for name, entry in document["constants"].items()})
+
+
+def lane_times(kernels: Sequence[Kernel], gpu: Gpu, *, constants: RooflineConstants | None = None) -> LaneTimes:
+    """Lay launches on the two lanes of a card and its host.
+
+    Give other `constants` for another host or a calibrated card. Raises UnknownName for a product in an unknown dtype.
+    """
+    constants = constants or default_constants()
+    counts = Counter(kernels)
+    roofline = Roofline(gpu, constants)
+    durations = {kernel: roofline.kernel_s(kernel) for kernel in counts}
+    lane = list(map(durations.__getitem__, kernels))
+    device_s = sum(lane)
+    return LaneTimes(
+        device_s=device_s,
+        host_s=len(lane) * constants.host_s_per_launch,
+        total_s=device_s + _waiting_s(lane, constants.host_s_per_launch),
+        matmul_flops=sum(2 * k.batch * k.m * k.n * k.k * times for k, times in counts.items()),
+        moved_bytes=sum(k.moved_bytes * times for k, times in counts.items()),
+        launches=len(lane),
+    )
+
+
+def _waiting_s(lane: list[float], host_s_per_launch: float) -> float:
+    """Return how long the device waits for the host in total.
+
+    Kernel i starts at the later of its issue and the end of the one before; so the wait is the largest lead, over all
+    i, of the issue of i over the device time of all before it.
+    """
+    before = accumulate(chain((0.0,), lane[:-1]))
+    return max(host_s_per_launch * number - done for number, done in enumerate(before, 1)) if lane else 0.0
+
+
+@cache
+def _l2_of_chip(compute_capability: tuple[int, int], sm_count: int) -> int:
+    """Return the L2 that cards of the same chip have, for a card that nobody lists it for; 0 where there are none."""
+    alike = (gpu for gpu in all_gpus() if (gpu.compute_capability, gpu.sm_count) == (compute_capability, sm_count))
+    return min((gpu.l2_bytes for gpu in alike if gpu.l2_bytes), default=0)
+
+
+class Roofline:
+    """A card's rates with the constants applied: how long each launch keeps the device busy."""
+
+    def __init__(self, gpu: Gpu, constants: RooflineConstants | None = None) -> None:
+        self.constants = constants = constants or default_constants()
+        self.sm_count = gpu.sm_count
+        self.rates = gpu.matmul_flops_per_s
+        self.stream_bytes_per_s = gpu.hbm_bytes_per_s * constants.product_bandwidth_share
+        self.pointwise_bytes_per_s = gpu.hbm_bytes_per_s * constants.pointwise_bandwidth_share
+        self.cached_bytes = (gpu.l2_bytes or _l2_of_chip(gpu.compute_capability, gpu.sm_count)) * constants.cached_share
+
+    def kernel_s(self, kernel: Kernel) -> float:
+        """Return the seconds of one launch: the later of matrix work and memory. UnknownName for a product's dtype."""
+        if not kernel.m:
+            return self._pointwise_s(kernel.moved_bytes)
+        if kernel.fused:
+            return self._attention_s(kernel)
+        return self._product_s(kernel)
+
+    def _pointwise_s(self, moved_bytes: int) -> float:
+        from_memory = (moved_bytes - self.cached_bytes) / self.pointwise_bytes_per_s
+        from_cache = moved_bytes / (self.pointwise_bytes_per_s * self.constants.cache_speedup)
+        return max(from_memory, from_cache, self.constants.pointwise_floor_s)
+
+    def _product_s(self, kernel: Kernel) -> float:
+        c = self.constants
+        memory_s = kernel.moved_bytes / self.stream_bytes_per_s
+        sm_flops_per_s = self._flops_per_s(kernel.dtype) * c.product_flops_share / self.sm_count
+        longer, shorter = max(kernel.m, kernel.n), min(kernel.m, kernel.n)
+        # a split writes and reads fp32 parts of the result
+        part_s = 8 * kernel.batch * kernel.m * kernel.n / (self.stream_bytes_per_s * c.cache_speedup)
+        best = float("inf")
+        for a, b in TILES:
+            tiles = kernel.batch * ceil(longer / a) * ceil(shorter / b)
+            k_s = 2 * a * b * (1 + c.tile_overhead * (1 / a + 1 / b)) / sm_flops_per_s
+            best = min(best, max(memory_s, self._waves(tiles) * k_s * (kernel.k + c.fill_k)))
+            splits = 2
+            while tiles * splits <= self.sm_count and kernel.k >= SHORTEST_SPLIT * splits:
+                work_s = self._waves(tiles * splits) * k_s * (kernel.k / splits + c.fill_k)
+                best = min(best, max(memory_s, work_s) + splits * part_s)
+                splits *= 2
+        return best + c.product_start_s
+
+    def _attention_s(self, kernel: Kernel) -> float:
+        c = self.constants
+        memory_s = kernel.moved_bytes / self.stream_bytes_per_s
+        if kernel.m == 1:  # one new token: the keys are split over the SMs, and bytes decide
+            return memory_s + c.product_start_s
+        sm_flops_per_s = self._flops_per_s(kernel.dtype) * c.attention_flops_share / self.sm_count
+        blocks = kernel.batch * ceil(kernel.m / ATTENTION_ROWS)
+        work_s = self._waves(blocks) * 2 * ATTENTION_ROWS * kernel.n * kernel.k / sm_flops_per_s
+        return max(memory_s, work_s) + c.product_start_s
+
+    def _waves(self, blocks: int) -> float:
+        """Return how often every SM works: the last wave leaves some idle."""
+        waves = blocks / self.sm_count
+        return waves + self.constants.wave_rounding * (ceil(waves) - waves)
+
+    def _flops_per_s(self, dtype: str) -> float:
+        if dtype in ("int8", "uint8"):
+            return INT8_OVER_FP16 * self.rates.for_dtype("fp16")
+        return self.rates.for_dtype(dtype)

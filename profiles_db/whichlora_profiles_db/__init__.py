@@ -1,0 +1,36 @@
+"""What was measured, by whom and where, kept for good: the measurement, and the store of them in one DuckDB file."""
+
+from .environment import Environment, environment_from_json, environment_to_json, local_environment
+from .errors import NotAStore, StoreBusy, StoreError, StoreTooNew, UnknownMeasurement
+from .filters import Filters
+from .location import default_path
+from .measurement import Measurement, PhasePeak, measurement_from_json, measurement_to_json
+from .store import GroupStats, Store, StoreStats, open_store
+from .times import TimeStats
+from .workload_form import config_id, workload_id, workload_to_json
+
+__all__ = [
+    "Environment",
+    "Filters",
+    "GroupStats",
+    "Measurement",
+    "NotAStore",
+    "PhasePeak",
+    "Store",
+    "StoreBusy",
+    "StoreError",
+    "StoreStats",
+    "StoreTooNew",
+    "TimeStats",
+    "UnknownMeasurement",
+    "config_id",
+    "default_path",
+    "environment_from_json",
+    "environment_to_json",
+    "local_environment",
+    "measurement_from_json",
+    "measurement_to_json",
+    "open_store",
+    "workload_id",
+    "workload_to_json",
+]

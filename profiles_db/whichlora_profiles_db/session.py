@@ -1,0 +1,242 @@
+"""Opening the store's file for one short piece of work, and waiting for others who do the same.
+
+DuckDB lets one process write a file, or many read it, and refuses everybody else at once. So nothing here stays open:
+each read and each write opens the file, does its work and closes it, and whoever finds it taken tries again, with
+growing pauses, until the wait is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import migrations
+from .errors import NotAStore, StoreBusy, StoreError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_FIRST_PAUSE_S = 0.005
+_LONGEST_PAUSE_S = 0.25
+# What DuckDB (1.2 to 2.0) says when another process has the file, on POSIX and on Windows, or another part of this one.
+_TAKEN = re.compile(r"Could not set lock(?!.*not supported)|used by another process|different configuration", re.DOTALL)
+_HOLDER = re.compile(r"\(PID (\d+)\)")
+# What it says of files that may well be stores, and what helps.
+_REFUSALS = {
+    r"locks are not supported": "Its file system has no file locks, which keep writers apart: use another folder.",
+    r"[Pp]ermission denied|[Rr]ead-only file system": "It may not be written here: ask for access, or work on a copy.",
+    r"newer version of DuckDB": "A newer DuckDB wrote it: upgrade the package duckdb.",
+}
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+_locks: dict[Path, threading.RLock] = {}
+_recognized: dict[Path, tuple[int, int] | None] = {}  # device and inode of files that were seen to be stores
+_locks_guard = threading.Lock()
+
+
+@contextlib.contextmanager
+def reading(path: Path, *, wait_s: float) -> Iterator[DuckDBPyConnection]:
+    """Open an existing store read-only, at the latest schema, and close it afterwards.
+
+    Raises StoreBusy, NotAStore, StoreTooNew or StoreError.
+    """
+    deadline = _Deadline(wait_s)
+    _recognize(path, deadline)
+    with _opened(path, deadline, read_only=True) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, wait_s: float) -> Iterator[DuckDBPyConnection]:
+    """Open a store, made if absent, for one transaction: committed at the end, rolled back on any exception.
+
+    When this returns, what was written is on disk. Raises StoreBusy, NotAStore, StoreTooNew or StoreError.
+    """
+    deadline = _Deadline(wait_s)
+    if not path.exists():
+        _create(path)
+    _recognize(path, deadline)
+    with _opened(path, deadline, read_only=False) as connection:
+        migrations.migrate(connection, path)
+        connection.execute("BEGIN TRANSACTION")
+        yield connection
+        connection.execute("COMMIT")
+
+
+class _Deadline:
+    """Counts down from `wait_s`."""
+
+    def __init__(self, wait_s: float) -> None:
+        self._start_s = time.monotonic()
+        self._wait_s = wait_s
+
+    @property
+    def waited_s(self) -> float:
+        return time.monotonic() - self._start_s
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self._wait_s - self.waited_s)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, deadline: _Deadline, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
+    import duckdb
+
+    with _only_us(path, deadline):
+        connection = _connect(path, deadline, read_only=read_only)
+        try:
+            yield connection
+        except duckdb.Error as error:
+            done = "read" if read_only else "written"
+            todo = f"Nothing was changed. DuckDB says: {_first_line(error)}"
+            raise StoreError(f"the store could not be {done}", value=str(path), todo=todo) from error
+        finally:
+            connection.close()
+
+
+@contextlib.contextmanager
+def _only_us(path: Path, deadline: _Deadline) -> Iterator[None]:
+    """Keep the other threads of this process out: DuckDB refuses one file opened in two ways by one process."""
+    with _locks_guard:
+        lock = _locks.setdefault(path, threading.RLock())
+    if not lock.acquire(timeout=deadline.left_s):
+        raise StoreBusy(path, waited_s=deadline.waited_s, holder="another thread")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _connect(path: Path, deadline: _Deadline, *, read_only: bool) -> DuckDBPyConnection:
+    import duckdb
+
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return duckdb.connect(str(path), read_only=read_only, config=_config())
+        except duckdb.Error as error:
+            if not _TAKEN.search(str(error)):
+                raise _cannot_open(path, error) from error
+            if deadline.left_s <= 0:
+                raise StoreBusy(path, waited_s=deadline.waited_s, holder=_holder(error)) from error
+        time.sleep(min(pause_s * random.uniform(0.5, 1.5), deadline.left_s))
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _config() -> dict[str, str | bool | int | float | list[str]]:
+    """Return DuckDB's settings: nothing from the network or from other files, a file that DuckDB 1.2 can read."""
+    return {
+        "threads": min(4, os.cpu_count() or 1),
+        "enable_external_access": "false",
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "storage_compatibility_version": "v1.2.0",
+    }
+
+
+def _cannot_open(path: Path, error: Exception) -> StoreError:
+    """Say why DuckDB refused a file. Reading its first bytes here is safe: this process has it not open."""
+    if path.is_dir():
+        return NotAStore(path, why="a folder")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as problem:
+        todo = "Check that the file and its folder may be read and written."
+        return StoreError(f"the store cannot be opened ({problem.strerror})", value=str(path), todo=todo)
+    if not head:
+        return NotAStore(path, why="an empty file")
+    if head[8:12] != b"DUCK":  # DuckDB's magic, behind the checksum of its first block
+        return NotAStore(path, why="not a DuckDB file")
+    for said, todo in _REFUSALS.items():
+        if re.search(said, str(error)):
+            return StoreError("the store cannot be opened", value=str(path), todo=todo)
+    return NotAStore(path, why=_first_line(error))
+
+
+def _recognize(path: Path, deadline: _Deadline) -> None:
+    """Look at a file that we meet for the first time, without touching it, and bring our own up to date.
+
+    Raises NotAStore or StoreTooNew.
+    """
+    identity = _identity(path)
+    if _recognized.get(path) == identity is not None:
+        return
+    with _opened(path, deadline, read_only=True) as connection:
+        found = migrations.schema_number(connection, path)
+    if found < migrations.latest():
+        with _opened(path, deadline, read_only=False) as connection:
+            migrations.migrate(connection, path)
+    _recognized[path] = identity
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _create(path: Path) -> None:
+    """Make an empty store that appears under its name complete or not at all, and never over another's."""
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(fresh)
+        _publish(fresh, path)
+    except (OSError, StoreError) as error:
+        todo = "Check that the folder may be written and has room, or name another file."
+        raise StoreError("the store cannot be made", value=str(path), todo=f"{todo} ({_first_line(error)})") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _make(path: Path) -> None:
+    with _opened(path, _Deadline(0), read_only=False) as connection:
+        migrations.migrate(connection, path)
+
+
+def _publish(fresh: Path, path: Path) -> None:
+    """Give a complete file its name, unless somebody was faster."""
+    try:
+        if os.name == "nt":
+            fresh.rename(path)  # which refuses to replace on Windows, and only there
+        else:
+            path.hardlink_to(fresh)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _make(path)  # a file system without hard links: DuckDB's lock still keeps others out meanwhile
+
+
+def _holder(error: Exception) -> str:
+    found = _HOLDER.search(str(error))
+    return f"process {found[1]}" if found else "the other process"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _forget_locks() -> None:
+    """After a fork: the locks of threads that exist in the parent only would never be released."""
+    global _locks_guard
+    _locks.clear()
+    _locks_guard = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)

@@ -1,0 +1,90 @@
+"""The library behind `whichlora estimate`: a model, a card and a setup in, a prediction out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from whichlora_calibration import Prediction, predict
+from whichlora_estimators.errors import WhichloraError
+from whichlora_estimators.gpus import Gpu, find_gpu
+from whichlora_estimators.methods import find_method
+from whichlora_estimators.models import ModelShape, load_model
+from whichlora_estimators.timeline import count_parameters
+from whichlora_estimators.workload import Workload, workload_from_json
+
+from .pickconfig import CHECKPOINTING_ABOVE, JOINED_METHODS
+
+SCHEMA = 1
+
+
+def estimate(
+    model: str | ModelShape,
+    gpu: str | Gpu,
+    *,
+    method: str = "lora",
+    checkpointing: bool | None = None,
+    offline: bool = False,
+    **setup: Any,
+) -> Prediction:
+    """Predict peak memory and time of a training step, or of a generation (`phase="generate"`), on a card.
+
+    `method` may join a quantization (`"qlora"`); `checkpointing=None` turns it on above 1B parameters; `setup` takes the
+    other fields of `Workload` (batch_size, seq_len, rank, …). Raises WhichloraError for what is unknown or not modelled.
+    """
+    shape = load_model(model, offline=offline) if isinstance(model, str) else model
+    card = find_gpu(gpu) if isinstance(gpu, str) else gpu
+    return predict(make_workload(shape, method=method, checkpointing=checkpointing, **setup), card)
+
+
+def make_workload(shape: ModelShape, *, method: str = "lora", checkpointing: bool | None = None, **setup: Any) -> Workload:
+    """Describe a workload with the defaults that `estimate` documents."""
+    if method in JOINED_METHODS:
+        method, joined = JOINED_METHODS[method]
+        setup["quantization"] = joined
+    find_method(method)
+    if checkpointing is None:
+        checkpointing = setup.get("phase", "train") == "train" and checkpoints_by_default(shape)
+    return Workload(model=shape.name, config=shape.config, method=method, checkpointing=checkpointing, **setup)
+
+
+def checkpoints_by_default(shape: ModelShape) -> bool:
+    """Say whether practitioners checkpoint activations when they fine-tune this model: above 1B parameters."""
+    size = shape.parameters if shape.parameters is not None else count_parameters(shape.config)
+    return size > CHECKPOINTING_ABOVE
+
+
+def answer_lines(lines: Iterable[Mapping[str, Any]], gpu: Gpu) -> Iterator[dict[str, Any]]:
+    """Answer workloads in the JSON-lines format in order; one that must be refused gets its `error`."""
+    for fields in lines:
+        try:
+            workload = workload_from_json(fields)
+            yield answer(predict(workload, gpu))
+        except WhichloraError as error:
+            yield {"id": fields.get("id", ""), "error": str(error)}
+
+
+def answer(prediction: Prediction) -> dict[str, Any]:
+    """Flatten a prediction for machines: bytes and seconds, the times that its phase has."""
+    found = prediction.estimate
+    times = {
+        name: value
+        for name in ("step_s", "prefill_s", "decode_s_per_token")
+        if (value := getattr(found.times, name)) is not None
+    }
+    return {
+        "id": found.workload.id,
+        "model": found.workload.model,
+        "gpu": found.gpu.slug,
+        "trainable_params": found.trainable_params,
+        "allocated_peak_bytes": found.allocated_peak_bytes,
+        "reserved_peak_bytes": found.reserved_peak_bytes,
+        "process_bytes": found.process_bytes,
+        "process_interval_bytes": [prediction.process.low_bytes, prediction.process.high_bytes],
+        "coverage": prediction.process.coverage,
+        "verdict": prediction.verdict.value,
+        **times,
+        "peak_phase": found.peak.phase,
+        "breakdown": found.breakdown,
+        "evidence": prediction.evidence,
+    }

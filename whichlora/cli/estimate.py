@@ -1,0 +1,219 @@
+"""`whichlora estimate`: bytes and seconds by formula, one row per combination."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from whichlora_calibration import Prediction, predict
+from whichlora_estimators.errors import BadValue
+from whichlora_estimators.gpus import find_gpu
+from whichlora_estimators.models import load_model
+from whichlora_estimators.units import format_bytes, format_seconds
+from whichlora_estimators.workload import ATTENTIONS, PRECISIONS, Workload
+
+from ..api import SCHEMA, answer, answer_lines, make_workload
+from ..pickconfig import MethodChoice
+from .tables import table
+
+#: The card that a workload file is answered for unless one is named.
+WORKLOADS_GPU = "a100-sxm-80gb"
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="MODEL…")
+@click.option("--gpu", "gpus", multiple=True, help="Card, as `whichlora gpus` lists it; repeat for several.")
+@click.option("--method", "methods", multiple=True, default=["lora"], show_default=True, help="Also qlora, dora, full, …")
+@click.option("--quantization", "quantizations", multiple=True, help="none, nf4 or int8 (default: none; nf4 for qlora).")
+@click.option("--rank", "ranks", multiple=True, type=int, default=[16], show_default=True)
+@click.option("--targets", default="all-linear", show_default=True, help="Names with commas between, or all-linear.")
+@click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Micro-batch.")
+@click.option("--seq-len", "seq_lens", multiple=True, type=int, default=[1024], show_default=True, help="Tokens a sample.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="bf16-true", show_default=True)
+@click.option("--attention", type=click.Choice(ATTENTIONS), default="sdpa", show_default=True)
+@click.option("--optimizer", default="adamw", show_default=True, help="adamw, adamw-8bit, paged-adamw-8bit, sgd, adafactor.")
+@click.option("--checkpointing/--no-checkpointing", default=None, help="Default: on above 1B parameters.")
+@click.option("--dropout", type=float, default=0.0, show_default=True, help="Of the adapters.")
+@click.option("--padded", is_flag=True, help="Some of the batch is padding, so that a mask is passed.")
+@click.option("--samples", type=int, help="Samples an epoch trains on: adds the total time.")
+@click.option("--epochs", type=int, default=1, show_default=True)
+@click.option("--generate", is_flag=True, help="Predict inference in place of fine-tuning.")
+@click.option("--prefill-len", "prefill_lens", multiple=True, type=int, default=[1024], show_default=True)
+@click.option("--decode-len", type=int, default=128, show_default=True, help="New tokens, for --generate.")
+@click.option("--all-logits", is_flag=True, help="Keep logits of every prompt position (before transformers 4.45).")
+@click.option("--explain", is_flag=True, help="Itemise each prediction at its peak.")
+@click.option("--workloads", type=click.Path(path_type=Path), help="Predict one workload per line of a JSON-lines file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@click.option("--offline", is_flag=True, help="Do not ask the Hugging Face Hub.")
+def estimate(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | None, as_json: bool, **options: Any) -> None:
+    """Predict peak memory and time of fine-tuning (or inference) of each MODEL on each GPU, by formula.
+
+    A model is a bundled name, a Hugging Face id, a local folder or a config.json. The defaults are what practitioners
+    use: LoRA of rank 16 on all linear layers, bf16 weights, sdpa attention, AdamW, checkpointing above 1B parameters.
+    """
+    if workloads is not None:
+        _echo_workloads(workloads, gpus, as_json)
+        return
+    if not models or not gpus:
+        missing = "MODEL" if not models else "--gpu"
+        raise BadValue(f"no {missing} given", todo="Example: whichlora estimate meta-llama/Llama-3.1-8B --gpu rtx-4090.")
+    predictions = [
+        predict(workload, find_gpu(gpu)) for workload in _combinations(models, options) for gpu in dict.fromkeys(gpus)
+    ]
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "predictions": [_as_json(p, options) for p in predictions]}, indent=1))
+        return
+    click.echo(_table(predictions, options))
+    if options["explain"]:
+        for prediction in predictions:
+            click.echo("\n" + explanation(prediction))
+
+
+def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
+    for name in models:
+        shape = load_model(name, offline=options["offline"])
+        for setup in _setups(options):
+            yield make_workload(shape, **setup)
+
+
+def _setups(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    shared = {key: options[key] for key in ("precision", "attention")}
+    quantizations = options["quantizations"] or (None,)
+    if options["generate"]:
+        grid = product(quantizations, options["prefill_lens"], options["batch_sizes"])
+        for quantization, prefill_len, batch_size in grid:
+            yield {
+                **shared,
+                "phase": "generate",
+                "quantization": quantization or "none",
+                "prefill_len": prefill_len,
+                "decode_len": options["decode_len"],
+                "last_logits_only": not options["all_logits"],
+                "batch_size": batch_size,
+            }
+        return
+    shared |= {key: options[key] for key in ("optimizer", "checkpointing", "dropout", "padded")}
+    shared["targets"] = _targets(options["targets"])
+    grid = product(options["methods"], quantizations, options["ranks"], options["seq_lens"], options["batch_sizes"])
+    for method, quantization, rank, seq_len, batch_size in grid:
+        named = {} if quantization is None else {"quantization": quantization}
+        yield {**shared, **named, "method": method, "rank": rank, "seq_len": seq_len, "batch_size": batch_size}
+
+
+def _targets(text: str) -> str | tuple[str, ...]:
+    return text if text == "all-linear" else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _table(predictions: list[Prediction], options: dict[str, Any]) -> str:
+    generating = options["generate"]
+    headers = ["model", "gpu", "setup", "batch", "allocated", "reserved", "process", "verdict"]
+    headers += ["prefill", "a token"] if generating else ["step", "tokens/s"]
+    if options["samples"] is not None and not generating:
+        headers.append("total")
+    rows = [_cells(prediction, options) for prediction in predictions]
+    return table([*headers, "evidence"], rows, right=range(3, 7))
+
+
+def _cells(prediction: Prediction, options: dict[str, Any]) -> list[str]:
+    found = prediction.estimate
+    workload = found.workload
+    memory = (found.allocated_peak_bytes, found.reserved_peak_bytes, found.process_bytes)
+    cells = [workload.model, found.gpu.slug, _setup(workload), str(workload.batch_size), *map(format_bytes, memory)]
+    cells.append(prediction.verdict.value)
+    if workload.phase == "generate":
+        cells += [_time(found.times.prefill_s), _time(found.times.decode_s_per_token)]
+    else:
+        cells += [_time(found.times.step_s), f"{found.tokens_per_s or 0:,.0f}"]
+        if options["samples"] is not None:
+            cells.append(_time(_total_s(prediction, options)))
+    return [*cells, prediction.evidence]
+
+
+def _setup(workload: Workload) -> str:
+    if workload.phase == "generate":
+        stored = "" if workload.quantization == "none" else f" {workload.quantization}"
+        return f"generate{stored} {workload.prefill_len}+{workload.decode_len}"
+    name = MethodChoice(method=workload.method, quantization=workload.quantization).label
+    rank = "" if workload.method == "full" else f" r{workload.rank}"
+    return f"{name}{rank} s{workload.seq_len}{' ckpt' if workload.checkpointing else ''}"
+
+
+def _time(duration_s: float | None) -> str:
+    return "-" if duration_s is None else format_seconds(duration_s)
+
+
+def _total_s(prediction: Prediction, options: dict[str, Any]) -> float | None:
+    for name in ("samples", "epochs"):
+        if options[name] is not None and options[name] < 1:
+            raise BadValue(f"{name} must be a positive whole number", value=options[name], todo="Give 1 or more.")
+    step_s = prediction.estimate.times.step_s
+    if step_s is None or options["samples"] is None:
+        return None
+    steps = options["epochs"] * ceil(options["samples"] / prediction.estimate.workload.batch_size)
+    return float(steps * step_s)
+
+
+def _as_json(prediction: Prediction, options: dict[str, Any]) -> dict[str, Any]:
+    workload = prediction.estimate.workload
+    kept = ("phase", "method", "quantization", "rank", "precision", "optimizer", "checkpointing", "attention", "batch_size")
+    kept += ("prefill_len", "decode_len") if workload.phase == "generate" else ("seq_len",)
+    total_s = _total_s(prediction, options)
+    total = {} if total_s is None else {"total_s": total_s}
+    return {**{name: getattr(workload, name) for name in kept}, **answer(prediction), **total}
+
+
+def explanation(prediction: Prediction) -> str:
+    """Itemise a prediction: process bytes by component at the peak, the phase of the peak, the interval."""
+    found = prediction.estimate
+    rows = sorted(found.breakdown.items(), key=lambda item: -item[1])
+    total = found.process_bytes
+    lines = [(name, format_bytes(size), f"{100 * size / total:.1f}%") for name, size in rows]
+    head = f"{found.workload.model} on {found.gpu.name}, {_setup(found.workload)}, batch {found.workload.batch_size}"
+    low, high = format_bytes(prediction.process.low_bytes), format_bytes(prediction.process.high_bytes)
+    return "\n".join(
+        [
+            head,
+            f"peak of allocated bytes in {found.peak.phase}",
+            table(("component", "bytes", "share"), [*lines, ("process", format_bytes(total), "")], right=(1, 2)),
+            f"process bytes between {low} and {high} with {prediction.process.coverage:.0%} probability;"
+            f" the card has {format_bytes(found.gpu.total_bytes)}: {prediction.verdict.value}",
+            f"trainable parameters: {found.trainable_params:,}",
+        ]
+    )
+
+
+def _echo_workloads(path: Path, gpus: tuple[str, ...], as_json: bool) -> None:
+    gpu = find_gpu(gpus[0] if gpus else WORKLOADS_GPU)
+    if not gpus:
+        click.echo(f"times and context are those of {gpu.name}; --gpu names another card", err=True)
+    for found in answer_lines(_read_lines(path), gpu):
+        if as_json:
+            click.echo(json.dumps(found))
+        elif "error" in found:
+            click.echo(f"{found['id']}: refused: {found['error']}")
+        else:
+            allocated, reserved = (format_bytes(found[f"{counter}_peak_bytes"]) for counter in ("allocated", "reserved"))
+            click.echo(f"{found['id']}: {found['model']}: {allocated} allocated, {reserved} reserved")
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadValue("cannot read the workload file", value=str(path), todo=f"{error}.") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise BadValue(f"line {number} of {path} is not JSON", value=line[:60], todo=f"{error}.") from None
+        if not isinstance(fields, dict):
+            raise BadValue(f"line {number} of {path} is not an object", value=line[:60], todo="One workload a line.")
+        yield fields

@@ -1,0 +1,276 @@
+"""The two-stage search: which models serve within the limits, and the largest of them that can be fine-tuned within them.
+
+Policy, in this order: the largest base model; the least lossy storage of its weights (none, int8, then 4 bit); the method
+named first in the config; the higher rank; the largest useful batch (a larger batch that costs no more time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from math import ceil
+
+from whichlora_calibration import Prediction, Verdict, judge, predict
+from whichlora_calibration.prediction import reserved_range
+from whichlora_estimators.errors import WhichloraError
+from whichlora_estimators.estimate import Times, estimate
+from whichlora_estimators.gpus import context_bytes
+from whichlora_estimators.models import ModelShape, load_model
+from whichlora_estimators.scaled import NotAffine, Scaled
+from whichlora_estimators.timeline import count_parameters
+from whichlora_estimators.units import format_bytes, format_seconds
+from whichlora_estimators.workload import Workload
+
+from .pickconfig import CHECKPOINTING_ABOVE, MethodChoice, PickConfig
+
+#: A larger batch is useful while it costs at most this much more time than the quickest one.
+TIME_TOLERANCE = 0.01
+LOSSINESS = ("none", "int8", "nf4", "fp4")
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One configuration that was tried: what it takes, and why it was dropped (nothing: it satisfies every limit).
+
+    `process_bytes` is a range: live bytes and context if the allocator is lucky, and with its usual slack. `time_s` is
+    the time of a generated token (stage 1) or of the whole fine-tuning (stage 2; None without a data set).
+    """
+
+    model: str
+    parameters: int
+    workload: Workload | None
+    allocated_peak_bytes: int | None = None
+    process_bytes: tuple[int, int] | None = None
+    step_s: float | None = None
+    time_s: float | None = None
+    verdict: Verdict = Verdict.DOES_NOT_FIT
+    rejected: tuple[str, ...] = ()
+    evidence: str = "formula"
+
+    @property
+    def method(self) -> str:
+        """The method's usual name (`qlora`), or `inference`."""
+        if self.workload is None:
+            return ""
+        if self.workload.phase == "generate":
+            return "inference"
+        return MethodChoice(method=self.workload.method, quantization=self.workload.quantization).label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickResult:
+    """Both stages: all rows in the order tried, the models that stage 1 kept, and the choice with its full prediction."""
+
+    config: PickConfig
+    stage1: tuple[Row, ...]
+    kept: tuple[str, ...]
+    stage2: tuple[Row, ...]
+    choice: Row | None
+    prediction: Prediction | None
+
+
+def pick(config: PickConfig, *, offline: bool = False, report: Report = lambda _: None) -> PickResult:
+    """Search both stages by formula; `report` is told of progress. Raises WhichloraError for a model that is unknown."""
+    shapes = sorted((load_model(name, offline=offline) for name in config.models), key=_size)
+    stage1: list[Row] = []
+    kept: list[ModelShape] = []
+    for shape in shapes:
+        report(f"stage 1: {shape.name}")
+        rows = list(_stage1_rows(config, shape))
+        stage1 += rows
+        if _satisfied(rows, config.stage1.satisfy):
+            kept.append(shape)
+    stage2: list[Row] = []
+    for shape in kept:
+        report(f"stage 2: {shape.name}")
+        stage2 += _stage2_rows(config, shape)
+    choice, prediction = _choose(config, stage2)
+    return PickResult(
+        config=config,
+        stage1=tuple(stage1),
+        kept=tuple(shape.name for shape in kept),
+        stage2=tuple(stage2),
+        choice=choice,
+        prediction=prediction,
+    )
+
+
+def _size(shape: ModelShape) -> int:
+    return shape.parameters if shape.parameters is not None else count_parameters(shape.config)
+
+
+def _satisfied(rows: list[Row], how: str) -> bool:
+    passed = [not row.rejected for row in rows]
+    return any(passed) if how == "any" else all(passed)
+
+
+def _stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
+    grid = product(config.stage1.prefill_lengths, config.stage1.tokens_to_generate)
+    for prefill_len, decode_len in grid:
+        workload = Workload(
+            model=shape.name,
+            config=shape.config,
+            phase="generate",
+            precision=config.precision,
+            quantization=config.stage1.quantization,
+            attention=config.attention,
+            prefill_len=prefill_len,
+            decode_len=decode_len,
+        )
+        yield from _rows(config, shape, workload, config.stage1.batch_sizes)
+
+
+def _stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
+    checkpointing = _size(shape) > CHECKPOINTING_ABOVE if config.checkpointing is None else config.checkpointing
+    for choice, rank in product(config.methods, config.ranks):
+        workload = Workload(
+            model=shape.name,
+            config=shape.config,
+            method=choice.method,
+            quantization=choice.quantization,
+            rank=rank,
+            targets=config.targets,
+            dropout=config.dropout,
+            precision=config.precision,
+            attention=config.attention,
+            optimizer=config.optimizer,
+            checkpointing=checkpointing,
+            seq_len=config.seq_len,
+        )
+        yield from _rows(config, shape, workload, config.stage2.batch_sizes)
+
+
+def _rows(config: PickConfig, shape: ModelShape, workload: Workload, batch_sizes: tuple[int, ...]) -> list[Row]:
+    """Try a setup at every batch size; what cannot be predicted is one row that says why."""
+    limit_bytes = _memory_limit(config, workload.phase)
+    floor_bytes = weight_floor_bytes(shape, workload) + context_bytes(config.gpu)
+    blank = Row(model=shape.name, parameters=_size(shape), workload=workload)
+    if floor_bytes > limit_bytes:
+        why = f"weights alone take {format_bytes(floor_bytes)} of {format_bytes(limit_bytes)}"
+        return [replace(blank, rejected=(why,))]
+    try:
+        setup = _Setup(config, workload)
+        return [_judged(config, blank, setup, batch) for batch in batch_sizes]
+    except WhichloraError as error:
+        return [replace(blank, rejected=(str(error),))]
+
+
+class _Setup:
+    """Peaks and times of a setup by batch size: scaled from short timelines where that works, laid out whole elsewhere."""
+
+    def __init__(self, config: PickConfig, workload: Workload) -> None:
+        self.workload, self.gpu = workload, config.gpu
+        try:
+            self.scaled: Scaled | None = Scaled(workload)
+        except NotAffine:
+            self.scaled = None
+
+    def peak_bytes(self, batch: int) -> int:
+        if self.scaled is not None:
+            return self.scaled.allocated_peak_bytes(batch)
+        return estimate(self.workload.with_(batch_size=batch), self.gpu).allocated_peak_bytes
+
+    def times(self, batch: int) -> Times:
+        if self.scaled is not None:
+            return self.scaled.times(batch, self.gpu)
+        return estimate(self.workload.with_(batch_size=batch), self.gpu).times
+
+
+def _judged(config: PickConfig, blank: Row, setup: _Setup, batch: int) -> Row:
+    workload = setup.workload.with_(batch_size=batch)
+    peak_bytes = setup.peak_bytes(batch)
+    least, most = (size + context_bytes(config.gpu) for size in reserved_range(workload, peak_bytes))
+    limit_bytes = _memory_limit(config, workload.phase)
+    verdict = judge(least, most, limit_bytes)
+    reasons = []
+    if verdict is not Verdict.FITS:
+        how = "at least" if verdict is Verdict.DOES_NOT_FIT else "up to"
+        needed = least if verdict is Verdict.DOES_NOT_FIT else most
+        reasons.append(f"{verdict.value}: {how} {format_bytes(needed)} of {format_bytes(limit_bytes)}")
+    row = replace(blank, workload=workload, allocated_peak_bytes=peak_bytes, process_bytes=(least, most), verdict=verdict)
+    if verdict is Verdict.DOES_NOT_FIT:
+        return replace(row, rejected=tuple(reasons))
+    return _timed(config, row, setup.times(batch), reasons)
+
+
+def _timed(config: PickConfig, row: Row, times: Times, reasons: list[str]) -> Row:
+    assert row.workload is not None
+    if row.workload.phase == "generate":
+        time_s, limit_s, what = _seconds_per_token(row.workload, times), config.stage1.time_per_token_s, "a token takes"
+    else:
+        time_s, limit_s, what = _total_s(config, row.workload, times), config.stage2.total_time_s, "takes"
+    if time_s is not None and limit_s is not None and time_s > limit_s:
+        reasons.append(f"too slow: {what} {format_seconds(time_s)}, limit {format_seconds(limit_s)}")
+    return replace(row, step_s=times.step_s, time_s=time_s, rejected=tuple(reasons))
+
+
+def _seconds_per_token(workload: Workload, times: Times) -> float | None:
+    """Prefill and decode over all tokens generated, so that more of them amortise the prefill."""
+    if times.prefill_s is None:
+        return None
+    decode_s = (times.decode_s_per_token or 0.0) * (workload.decode_len - 1)
+    return (times.prefill_s + decode_s) / (workload.batch_size * workload.decode_len)
+
+
+def _total_s(config: PickConfig, workload: Workload, times: Times) -> float | None:
+    if config.samples is None or times.step_s is None:
+        return None
+    return config.epochs * ceil(config.samples / workload.batch_size) * times.step_s
+
+
+def _memory_limit(config: PickConfig, phase: str) -> int:
+    asked = (config.stage1 if phase == "generate" else config.stage2).peak_memory_bytes
+    return config.gpu.total_bytes if asked is None else min(asked, config.gpu.total_bytes)
+
+
+def weight_floor_bytes(shape: ModelShape, workload: Workload) -> int:
+    """Bytes below which no configuration of a model goes: its parameters at the width they are stored in.
+
+    A quantized model keeps embeddings and head wide; counted as if they were narrow too, the floor stays a floor.
+    """
+    bits = {"none": 32 if workload.precision.endswith("mixed") or workload.precision == "fp32" else 16, "int8": 8}
+    return _size(shape) * bits.get(workload.quantization, 4) // 8
+
+
+def _choose(config: PickConfig, rows: list[Row]) -> tuple[Row | None, Prediction | None]:
+    """Take the best row by the policy whose full prediction keeps the limits too."""
+    for row in sorted((row for row in rows if not row.rejected), key=lambda row: _preference(config, row, rows)):
+        assert row.workload is not None
+        prediction = predict(row.workload, config.gpu)
+        if judge(prediction.process.low_bytes, prediction.process.high_bytes, _memory_limit(config, "train")) is Verdict.FITS:
+            return row, prediction
+    return None, None
+
+
+def _preference(config: PickConfig, row: Row, rows: list[Row]) -> tuple[float, ...]:
+    workload = row.workload
+    assert workload is not None
+    choice = MethodChoice(method=workload.method, quantization=workload.quantization)
+    useful = not _slower_than_needed(row, rows)
+    return (
+        -row.parameters,
+        LOSSINESS.index(workload.quantization),
+        config.methods.index(choice),
+        -workload.rank,
+        -useful,
+        -workload.batch_size,
+        row.time_s or 0.0,
+    )
+
+
+def _slower_than_needed(row: Row, rows: list[Row]) -> bool:
+    """Say whether a smaller batch of the same setup takes clearly less time: then this one is of no use."""
+    return row.time_s is not None and any(
+        other.time_s is not None and other.time_s * (1 + TIME_TOLERANCE) < row.time_s
+        for other in rows
+        if not other.rejected and _same_setup(row, other)
+    )
+
+
+def _same_setup(a: Row, b: Row) -> bool:
+    assert a.workload is not None
+    assert b.workload is not None
+    return a.workload.with_(batch_size=1) == b.workload.with_(batch_size=1)
