@@ -1,9 +1,9 @@
-"""Compare estimates with rehearsed truth: error of allocated and reserved peaks by family, method, quantization and phase.
+"""Compare estimates with rehearsed truth: error of peaks by family, method, phase.
 
 usage: python benchmarks/accuracy.py WORKLOADS.jsonl [--only SUBSTRING] [--json] [--ratios FILE]
 
-Each line is a workload with its `truth` (allocated_peak_bytes, reserved_peak_bytes, trainable_params). `--ratios` writes the
-quantiles of measured over predicted bytes that predictions take their intervals from.
+Each line is a workload with its `truth` (allocated_peak_bytes, reserved_peak_bytes, trainable_params). `--ratios`
+writes the quantiles of measured over predicted bytes that predictions take their intervals from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,13 +132,17 @@ def _reserved(case: Case) -> float:
 def report(cases: Sequence[Case], refused: Sequence[str]) -> str:
     """Lay the summary out as text."""
     found = summary(cases, refused)
-    lines = [f"{found['lines']} lines, trainable parameters equal on {found['trainable_equal']}, refused {len(refused)}"]
+    lines = [
+        f"{found['lines']} lines, trainable parameters equal on {found['trainable_equal']}, refused {len(refused)}"
+    ]
     for counter in ("allocated", "reserved"):
         lines.append(f"{counter:<10} {_shown(found[counter])}")
     for row in found["by"]:
         key, value = next(iter(row.items()))
         lines.append(f"  {key:<13}{value:<14}{row['lines']:>4}  {_shown(row['allocated'])}")
-    lines += [f"  worst {row['id']:<10} {100 * row['error']:+.2f}%  {row['family']} {row['method']}" for row in found["worst"]]
+    lines += [
+        f"  worst {row['id']:<10} {100 * row['error']:+.2f}%  {row['family']} {row['method']}" for row in found["worst"]
+    ]
     return "\n".join([*lines, *(f"  refused {reason}" for reason in refused)])
 
 
@@ -168,4 +171,4 @@ def ratios(cases: Sequence[Case], lines: Sequence[str], name: str) -> dict[str, 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,9 +1,9 @@
-"""Which base model, which LoRA variant and which batch size fit a GPU and finish in time: predicted before anything runs.
+"""Which base model, LoRA variant and batch size fit a GPU and finish in time: predicted before anything runs.
 
-    >>> import whichlora
-    >>> prediction = whichlora.estimate("meta-llama/Llama-3.1-8B", "rtx-4090", method="qlora", batch_size=2, seq_len=2048)
-    >>> prediction.verdict.value
-    'fits'
+>>> import whichlora
+>>> prediction = whichlora.estimate("meta-llama/Llama-3.1-8B", "rtx-4090", method="qlora", batch_size=2, seq_len=2048)
+>>> prediction.verdict.value
+'fits'
 """
 
 from whichlora_calibration import Interval, Prediction, Verdict

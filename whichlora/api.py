@@ -29,15 +29,17 @@ def estimate(
 ) -> Prediction:
     """Predict peak memory and time of a training step, or of a generation (`phase="generate"`), on a card.
 
-    `method` may join a quantization (`"qlora"`); `checkpointing=None` turns it on above 1B parameters; `setup` takes the
-    other fields of `Workload` (batch_size, seq_len, rank, …). Raises WhichloraError for what is unknown or not modelled.
+    `method` may join a quantization (`"qlora"`); `checkpointing=None` turns it on above 1B parameters; `setup` takes
+    the other fields of `Workload` (batch_size, seq_len, rank, …). Raises WhichloraError for what is not known.
     """
     shape = load_model(model, offline=offline) if isinstance(model, str) else model
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     return predict(make_workload(shape, method=method, checkpointing=checkpointing, **setup), card)
 
 
-def make_workload(shape: ModelShape, *, method: str = "lora", checkpointing: bool | None = None, **setup: Any) -> Workload:
+def make_workload(
+    shape: ModelShape, *, method: str = "lora", checkpointing: bool | None = None, **setup: Any
+) -> Workload:
     """Describe a workload with the defaults that `estimate` documents."""
     if method in JOINED_METHODS:
         method, joined = JOINED_METHODS[method]

@@ -1,12 +1,12 @@
-"""The two-stage search: which models serve within the limits, and the largest of them that can be fine-tuned within them.
+"""The two-stage search: which models serve within the limits, and the largest of them that can be fine-tuned so.
 
-Policy, in this order: the largest base model; the least lossy storage of its weights (none, int8, then 4 bit); the method
-named first in the config; the higher rank; the largest useful batch (a larger batch that costs no more time).
+Policy, in this order: the largest base model; the least lossy storage of its weights (none, int8, then 4 bit); the
+method named first in the config; the higher rank; the largest useful batch (no smaller one is clearly quicker).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
@@ -24,8 +24,8 @@ from whichlora_estimators.workload import Workload
 
 from .pickconfig import CHECKPOINTING_ABOVE, MethodChoice, PickConfig
 
-#: A larger batch is useful while it costs at most this much more time than the quickest one.
-TIME_TOLERANCE = 0.01
+#: A batch is useful while no smaller one of the same setup saves more than this share of the time.
+TIME_TOLERANCE = 0.05
 LOSSINESS = ("none", "int8", "nf4", "fp4")
 
 Report = Callable[[str], None]
@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickResult:
-    """Both stages: all rows in the order tried, the models that stage 1 kept, and the choice with its full prediction."""
+    """Both stages: all rows in the order tried, the models that stage 1 kept, the choice with its full prediction."""
 
     config: PickConfig
     stage1: tuple[Row, ...]
@@ -73,7 +73,7 @@ class PickResult:
 
 
 def pick(config: PickConfig, *, offline: bool = False, report: Report = lambda _: None) -> PickResult:
-    """Search both stages by formula; `report` is told of progress. Raises WhichloraError for a model that is unknown."""
+    """Search both stages by formula; `report` is told of progress. Raises WhichloraError for an unknown model."""
     shapes = sorted((load_model(name, offline=offline) for name in config.models), key=_size)
     stage1: list[Row] = []
     kept: list[ModelShape] = []
@@ -159,7 +159,7 @@ def _rows(config: PickConfig, shape: ModelShape, workload: Workload, batch_sizes
 
 
 class _Setup:
-    """Peaks and times of a setup by batch size: scaled from short timelines where that works, laid out whole elsewhere."""
+    """Peaks and times of a setup by batch size: from short timelines where they scale, laid out whole elsewhere."""
 
     def __init__(self, config: PickConfig, workload: Workload) -> None:
         self.workload, self.gpu = workload, config.gpu
@@ -190,7 +190,9 @@ def _judged(config: PickConfig, blank: Row, setup: _Setup, batch: int) -> Row:
         how = "at least" if verdict is Verdict.DOES_NOT_FIT else "up to"
         needed = least if verdict is Verdict.DOES_NOT_FIT else most
         reasons.append(f"{verdict.value}: {how} {format_bytes(needed)} of {format_bytes(limit_bytes)}")
-    row = replace(blank, workload=workload, allocated_peak_bytes=peak_bytes, process_bytes=(least, most), verdict=verdict)
+    row = replace(
+        blank, workload=workload, allocated_peak_bytes=peak_bytes, process_bytes=(least, most), verdict=verdict
+    )
     if verdict is Verdict.DOES_NOT_FIT:
         return replace(row, rejected=tuple(reasons))
     return _timed(config, row, setup.times(batch), reasons)
@@ -237,19 +239,28 @@ def weight_floor_bytes(shape: ModelShape, workload: Workload) -> int:
 
 def _choose(config: PickConfig, rows: list[Row]) -> tuple[Row | None, Prediction | None]:
     """Take the best row by the policy whose full prediction keeps the limits too."""
-    for row in sorted((row for row in rows if not row.rejected), key=lambda row: _preference(config, row, rows)):
+    for row in ranked(config, rows):
         assert row.workload is not None
         prediction = predict(row.workload, config.gpu)
-        if judge(prediction.process.low_bytes, prediction.process.high_bytes, _memory_limit(config, "train")) is Verdict.FITS:
+        if prediction.process.high_bytes <= _memory_limit(config, "train"):
             return row, prediction
     return None, None
 
 
-def _preference(config: PickConfig, row: Row, rows: list[Row]) -> tuple[float, ...]:
+def ranked(config: PickConfig, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of stage 2 that satisfy every limit, best first by the policy."""
+    satisfying = [row for row in rows if not row.rejected]
+    setups: dict[tuple[object, ...], list[Row]] = {}
+    for row in satisfying:
+        setups.setdefault(_setup_of(row), []).append(row)
+    return sorted(satisfying, key=lambda row: _preference(config, row, setups[_setup_of(row)]))
+
+
+def _preference(config: PickConfig, row: Row, batches: list[Row]) -> tuple[float, ...]:
     workload = row.workload
     assert workload is not None
     choice = MethodChoice(method=workload.method, quantization=workload.quantization)
-    useful = not _slower_than_needed(row, rows)
+    useful = not _slower_than_needed(row, batches)
     return (
         -row.parameters,
         LOSSINESS.index(workload.quantization),
@@ -261,16 +272,21 @@ def _preference(config: PickConfig, row: Row, rows: list[Row]) -> tuple[float, .
     )
 
 
-def _slower_than_needed(row: Row, rows: list[Row]) -> bool:
+def _slower_than_needed(row: Row, batches: list[Row]) -> bool:
     """Say whether a smaller batch of the same setup takes clearly less time: then this one is of no use."""
     return row.time_s is not None and any(
         other.time_s is not None and other.time_s * (1 + TIME_TOLERANCE) < row.time_s
-        for other in rows
-        if not other.rejected and _same_setup(row, other)
+        for other in batches
+        if _batch(other) < _batch(row)
     )
 
 
-def _same_setup(a: Row, b: Row) -> bool:
-    assert a.workload is not None
-    assert b.workload is not None
-    return a.workload.with_(batch_size=1) == b.workload.with_(batch_size=1)
+def _batch(row: Row) -> int:
+    assert row.workload is not None
+    return row.workload.batch_size
+
+
+def _setup_of(row: Row) -> tuple[object, ...]:
+    """Tell a setup by what varies within one search, besides the batch size."""
+    assert row.workload is not None
+    return row.model, row.workload.method, row.workload.quantization, row.workload.rank

@@ -1,4 +1,4 @@
-"""A prediction: an estimate, the interval that it is trusted to, the name of its evidence, and the verdict for a card."""
+"""A prediction: an estimate, the interval that it is trusted to, its evidence, and the verdict for a card."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def predict(workload: Workload, gpu: Gpu) -> Prediction:
 
 
 def judge(least_bytes: int, most_bytes: int, limit_bytes: int) -> Verdict:
-    """Compare what a workload needs with a limit: `least_bytes` if all goes well, `most_bytes` with room for everything.
+    """Compare what a workload needs with a limit: `least_bytes` if all goes well, `most_bytes` at the worst.
 
     The least is live bytes and context: PyTorch gives cached blocks back before it gives up.
     """
@@ -67,12 +67,13 @@ def judge(least_bytes: int, most_bytes: int, limit_bytes: int) -> Verdict:
 
 
 def reserved_range(workload: Workload, allocated_peak_bytes: int) -> tuple[int, int]:
-    """Bound what PyTorch reserves for a predicted allocated peak: live bytes at least, the allocator's usual slack at most.
+    """Bound what PyTorch reserves for an allocated peak: live bytes at least, the allocator's usual slack at most.
 
     For searches that replay no allocator; `predict` does.
     """
     ratios = _ratios()["ratios"][workload.phase]
-    return int(allocated_peak_bytes * ratios["allocated"][0]), int(allocated_peak_bytes * ratios["reserved_over_allocated"][1])
+    low, high = ratios["allocated"][0], ratios["reserved_over_allocated"][1]
+    return int(allocated_peak_bytes * low), int(allocated_peak_bytes * high)
 
 
 def _shifted(interval: Interval, offset_bytes: int) -> Interval:

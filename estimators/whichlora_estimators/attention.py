@@ -7,6 +7,9 @@ tokens, S key tokens, E head width.
 
 from __future__ import annotations
 
+from functools import cache
+from math import ceil
+
 from . import ops
 from .tape import BF16, BOOL, FP16, FP32, INT64, Dtype, Kernel, Tensor
 
@@ -17,40 +20,43 @@ def _round_up(size: int, multiple: int) -> int:
 
 def causal_mask(like: Tensor, *, batch: int, queries: int, keys: int, padded: bool, kind: str) -> Tensor | None:
     """Make the mask that Transformers hands to every layer: none for unpadded sdpa, bool for sdpa, float for eager."""
-    tape = like.tape
     if kind == "sdpa" and not padded:
         return None
-    allowed = tape.new((batch if padded else 1, 1, queries, keys), BOOL)
-    tape.launch(allowed.bytes)
-    if kind == "sdpa":
-        return allowed
-    mask = tape.new((batch, 1, queries, keys), like.dtype)
-    tape.launch(mask.bytes + allowed.bytes)
-    return mask
+    joined = [(True, 1), (False, batch)] if padded else []
+    return _mask_of(_joined_flags(like, batch, queries, keys, joined), like, kind)
 
 
 def windowed_mask(
     like: Tensor, *, batch: int, queries: int, keys: int, window: int, padded: bool, kind: str
 ) -> Tensor | None:
-    """Make the mask of layers that see `window` tokens: as `causal_mask`, but never none once the keys fill the window.
-
-    The window, causality and padding are flags of their own, joined one after the other (masking_utils.and_masks).
-    """
+    """Make the mask of layers that see `window` tokens: as `causal_mask`, but never none once the keys fill the window."""
     if kind == "sdpa" and not padded and keys < window:
         return None
+    joined = [(True, 1), (True, 1)] + ([(False, 1), (False, batch)] if padded else [])
+    return _mask_of(_joined_flags(like, batch, queries, keys, joined), like, kind)
+
+
+def _joined_flags(like: Tensor, batch: int, queries: int, keys: int, joined: list[tuple[bool, int]]) -> Tensor:
+    """Allocate what is allowed: one comparison, or several joined one after the other (masking_utils.and_masks).
+
+    Of each the list says whether it is a comparison of its own, and how many rows of the batch the result has.
+    """
     tape = like.tape
-    allowed = None
-    for made, rows in ((True, 1), (True, 1), (False, 1), (False, batch))[: 4 if padded else 2]:
-        flags = tape.new((1, 1, queries, keys), BOOL) if made else None
+    allowed = None if joined else tape.new((1, 1, queries, keys), BOOL)
+    for compared, rows in joined:
+        flags = tape.new((1, 1, queries, keys), BOOL) if compared else None
         allowed = tape.new((rows, 1, queries, keys), BOOL)
         tape.launch(3 * allowed.bytes)
         del flags
     assert allowed is not None
-    allowed = Tensor(tape, allowed.storage, (batch, 1, queries, keys), BOOL)
+    return Tensor(tape, allowed.storage, (batch, 1, queries, keys), BOOL)
+
+
+def _mask_of(allowed: Tensor, like: Tensor, kind: str) -> Tensor:
     if kind == "sdpa":
         return allowed
-    mask = tape.new((batch, 1, queries, keys), like.dtype)
-    tape.launch(mask.bytes + allowed.bytes)
+    mask = like.tape.new(allowed.shape, like.dtype)
+    like.tape.launch(mask.bytes + allowed.bytes)
     return mask
 
 
@@ -105,7 +111,7 @@ def weighted(scores: Tensor, v: Tensor) -> Tensor:
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     q, k = _batched(q), _batched(k)
-    return ops.matmul(q, k.view(*k.shape[:-2], k.shape[-1], k.shape[-2]))
+    return ops.matmul(q, ops.transpose(k))
 
 
 def _batched(x: Tensor) -> Tensor:
@@ -116,15 +122,23 @@ def _batched(x: Tensor) -> Tensor:
 def heads_last(out: Tensor) -> Tensor:
     """Bring [B, H, T, E] to [B, T, H * E]: a copy unless the kernel wrote it in that order."""
     batch, heads, tokens, width = out.shape
-    if not out.strided and heads > 1 and tokens > 1:
+    together = heads > 1 and tokens > 1
+    if together and not out.strided:
         out = ops.copy(out)
-    return out.view(batch, tokens, heads * width)
+    joined = Tensor(out.tape, out.storage, (batch, tokens, heads * width), out.dtype)
+    out.tape.record(joined, (out,), (), lambda g: (_split_heads(g, heads, together),))
+    return joined
+
+
+def _split_heads(g: Tensor, heads: int, together: bool) -> Tensor:
+    batch, tokens, width = g.shape
+    seen = Tensor(g.tape, g.storage, (batch, heads, tokens, width // heads), g.dtype)
+    seen.strided = together
+    return seen
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0) -> Tensor:
     """scaled_dot_product_attention: flash for 16 bit without mask, memory-efficient otherwise, math where neither can."""
-    if q.tape.autocast is not None:
-        q, k, v = (ops.cast(t, q.tape.autocast) for t in (q, k, v))
     groups = q.shape[1] // k.shape[1]
     grouped = groups > 1 and mask is None and q.shape[-1] == v.shape[-1] <= 256
     if groups > 1 and not grouped:
@@ -132,13 +146,20 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float
             q = q.view(q.shape[0], k.shape[1], groups, q.shape[-1])
         else:
             k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
+    return heads_last(_fused(q, k, v, mask, dropout=dropout))
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
+    """Run the kernel that PyTorch picks, on inputs that autocast may cast first; the caller holds what was cast."""
+    if q.tape.autocast is not None:
+        q, k, v = (ops.cast(t, q.tape.autocast) for t in (q, k, v))
     half = q.dtype in (BF16, FP16)
     if half and mask is None and q.shape[-1] <= 256:
-        return heads_last(flash(q, k, v))
-    return heads_last(efficient(q, k, v, mask))
+        return flash(q, k, v, dropout=dropout)
+    return efficient(q, k, v, mask)
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def flash(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """FlashAttention 2: keeps q, k, v, the output and fp32 log-sum-exp; backward accumulates dq in fp32."""
     batch, heads, queries, width = q.shape
     keys, kv_heads = k.shape[2], k.shape[1]
@@ -150,6 +171,11 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out.strided = q.strided
     lse = tape.new((batch, heads, queries), FP32)
     seed, offset = tape.new((2,), INT64), tape.new((1,), INT64)
+    splits = 1 if dropout else _flash_splits(batch, heads, kv_heads, queries, keys, padded)
+    if splits > 1:
+        lse_parts = tape.new((splits, *lse.shape), FP32)
+        out_parts = tape.new((splits, *lse.shape, _round_up(padded, 32 if padded <= 128 else 64)), FP32)
+        del lse_parts, out_parts
     causal = queries == keys
     moved = q.bytes + k.bytes + v.bytes + out.bytes
     _launch(out, moved, batch * heads, keys, causal=causal)
@@ -169,6 +195,27 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     tape.record(out, (q, k, v), (q, k, v, out.detach(), lse, seed, offset), backward)
     return out if padded == width else ops.slice_last(out, 0, width)
+
+
+#: Blocks that run at a time, by which the flash kernel splits long keys: two for each multiprocessor, 108 of an A100.
+FLASH_BLOCKS = 216
+
+
+@cache
+def _flash_splits(batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int) -> int:
+    """Return into how many parts the forward kernel splits the keys, each with an fp32 output (flash_api.cpp, 2.14).
+
+    It takes the fewest parts with which the last wave of blocks is nearly as full as with the best number of parts.
+    """
+    if queries == 1 and heads > kv_heads:
+        heads, queries = kv_heads, heads // kv_heads  # a group of heads that share a key becomes queries
+    blocks = batch * heads * -(-queries // 64)
+    if blocks >= 0.8 * FLASH_BLOCKS:
+        return 1
+    of_keys = -(-keys // (256 if width <= 64 else 128 if width <= 128 else 64))
+    waves = {n: blocks * n / FLASH_BLOCKS for n in range(1, min(128, FLASH_BLOCKS, of_keys) + 1)}
+    full = {n: w / ceil(w) for n, w in waves.items() if n == 1 or -(-of_keys // n) != -(-of_keys // (n - 1))}
+    return next(n for n, share in full.items() if share >= 0.85 * max(full.values()))
 
 
 def _pad(x: Tensor, width: int) -> Tensor:
@@ -263,7 +310,7 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The fallback of separate operators, which keeps T x S probabilities; grouped keys and values are repeated first."""
     groups = q.shape[1] // k.shape[1]
     k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
-    scores = ops.matmul(ops.scale(q), ops.scale(k.view(*k.shape[:-2], k.shape[-1], k.shape[-2])))
+    scores = ops.matmul(ops.scale(q), ops.scale(ops.transpose(k)))
     if q.shape[2] > 1:
         allowed = q.tape.new((q.shape[2], k.shape[2]), scores.dtype)
         scores = ops.add(scores, allowed)

@@ -162,7 +162,7 @@ def times_of(timeline: Timeline, kernels: Sequence[Kernel], gpu: Gpu) -> Times:
 
 
 def _mean_step(times: list[float], skipped: int) -> float:
-    """Average decode steps; skipped ones count as the mean of their neighbours, since time grows evenly with the cache."""
+    """Average decode steps; skipped ones count as their neighbours' mean, since time grows evenly with the cache."""
     if not skipped:
         return sum(times) / len(times)
     between = (times[DECODE_STEPS - 2] + times[DECODE_STEPS - 1]) / 2

@@ -82,6 +82,8 @@ class Build:
     dtype: Dtype
     trainable: bool
     make_linear: MakeLinear = plain_linear
+    #: Which head the model gets, where its architecture has several.
+    task: str = "causal"
     parameters: list[Parameter] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)

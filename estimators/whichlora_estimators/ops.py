@@ -273,8 +273,7 @@ def softmax(x: Tensor, dtype: Dtype | None = None) -> Tensor:
 
     def backward(g: Tensor, result: Tensor) -> tuple[Tensor | None, ...]:
         grad = _pointwise(g, g.shape, original, g.bytes + result.bytes)
-        if original is not g.dtype:
-            _like(g)  # the kernel that converts wants the product of gradient and result beside it
+        _like(g)  # the kernel wants the product of gradient and result beside it
         return (grad,)
 
     x.tape.record(out, (x,), (out.detach(),), backward)
@@ -376,29 +375,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out = x.tape.new((*x.shape[:-1], n), x.dtype)
     matmul_kernel(out, 1, m, n, k)
     need_x, need_w, need_b = (t is not None and t.node is not None for t in (x, weight, bias))
-    shape_x, dtype = x.shape, weight.dtype
+    shape_x, with_bias = x.shape, bias is not None
 
     def backward(g: Tensor, x: Tensor | None, weight: Tensor | None) -> tuple[Tensor | None, ...]:
-        new = g.tape.new
-        grad_x = grad_w = grad_b = None
-        if need_b:
-            grad_b = _pointwise(g, (n,), dtype, g.bytes)
-        if need_w:
-            grad_w = _View(new((n, k), dtype))
-            matmul_kernel(grad_w, 1, n, k, m)
-        if need_x:
-            grad_x = new(shape_x, dtype)
-            matmul_kernel(grad_x, 1, m, k, n)
-            if len(shape_x) > _MATRIX:
-                grad_x = _View(grad_x)
-        return grad_x, grad_w, grad_b
+        grad_w = _weight_gradient(g, n, k) if need_w and not with_bias else None
+        grad_x = _input_gradient(g, shape_x, n) if need_x else None
+        if need_w and with_bias:
+            grad_w = _weight_gradient(g, n, k)
+        return grad_x, grad_w, g if need_b else None  # the bias's is summed where gradients are checked
 
     x.tape.record(out, (x, weight, bias), (x if need_w else None, weight if need_x else None), backward)
     return out
 
 
+def _weight_gradient(g: Tensor, n: int, k: int) -> Tensor:
+    grad = g.tape.new((n, k), g.dtype)
+    matmul_kernel(grad, 1, n, k, g.numel // n)
+    return _View(grad)
+
+
+def _input_gradient(g: Tensor, shape: Shape, n: int) -> Tensor:
+    grad = g.tape.new(shape, g.dtype)
+    matmul_kernel(grad, 1, g.numel // n, shape[-1], n)
+    return grad if len(shape) <= _MATRIX else _View(grad)
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply [..., M, K] by [..., K, N], batch for batch."""
+    """Multiply [..., M, K] by [..., K, N], batch for batch; a gradient in another memory order is copied first."""
     if a.tape.autocast is not None:
         a, b = _autocast(a), _autocast(b)
     m, k = a.shape[-2:]
@@ -420,7 +423,17 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         return grad_a, grad_b
 
     a.tape.record(out, (a, b), (a if need_b else None, b if need_a else None), backward)
-    return out
+    seen = Tensor(a.tape, out.storage, out.shape, out.dtype)
+    a.tape.record(seen, (out,), (), lambda g: (_like(g) if g.strided and g.shape[0] > 1 else g,))
+    return seen
+
+
+def transpose(x: Tensor) -> Tensor:
+    """View [..., M, N] as [..., N, M]."""
+    seen = Tensor(x.tape, x.storage, (*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
+    shape = x.shape
+    x.tape.record(seen, (x,), (), lambda g: (Tensor(g.tape, g.storage, shape, g.dtype),))
+    return seen
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

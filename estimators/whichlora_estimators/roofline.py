@@ -32,13 +32,16 @@ SHORTEST_SPLIT = 128
 ATTENTION_ROWS = 128
 #: int8 tensor cores do twice the operations of fp16, from Turing on (NVIDIA's architecture whitepapers).
 INT8_OVER_FP16 = 2.0
+#: From here on, no published run shows tensor cores that the card's power limit slows down.
+POWER_SUFFICES_FROM = (9, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RooflineConstants:
     """What the data sheet of a card does not say.
 
-    Shares are of the rated FLOP/s or bandwidth. `tile_overhead` is the extra time of a tile of edges a, b over the sum
+    Shares are of the rated FLOP/s or bandwidth; `flops_per_joule` is what tensor cores sustain for the card's power, the
+    lower of the two counts. `tile_overhead` is the extra time of a tile of edges a, b over the sum
     of 1/a and 1/b: operands come through shared memory. `wave_rounding` says how much of a last wave's idle SMs is lost
     (1: all of it). `fill_k` is the k that filling a tile's pipeline costs. `cached_share` of the L2 serves kernels that
     move little at `cache_speedup` times the memory's bandwidth.
@@ -46,6 +49,7 @@ class RooflineConstants:
 
     product_flops_share: float
     attention_flops_share: float
+    flops_per_joule: float
     tile_overhead: float
     wave_rounding: float
     fill_k: float
@@ -126,6 +130,8 @@ class Roofline:
         self.constants = constants = constants or default_constants()
         self.sm_count = gpu.sm_count
         self.rates = gpu.matmul_flops_per_s
+        limited = gpu.power_w is not None and gpu.compute_capability < POWER_SUFFICES_FROM
+        self.power_flops_per_s = gpu.power_w * constants.flops_per_joule if gpu.power_w and limited else float("inf")
         self.stream_bytes_per_s = gpu.hbm_bytes_per_s * constants.product_bandwidth_share
         self.pointwise_bytes_per_s = gpu.hbm_bytes_per_s * constants.pointwise_bandwidth_share
         self.cached_bytes = (gpu.l2_bytes or _l2_of_chip(gpu.compute_capability, gpu.sm_count)) * constants.cached_share
@@ -146,7 +152,7 @@ class Roofline:
     def _product_s(self, kernel: Kernel) -> float:
         c = self.constants
         memory_s = kernel.moved_bytes / self.stream_bytes_per_s
-        sm_flops_per_s = self._flops_per_s(kernel.dtype) * c.product_flops_share / self.sm_count
+        sm_flops_per_s = self._flops_per_s(kernel.dtype, c.product_flops_share) / self.sm_count
         longer, shorter = max(kernel.m, kernel.n), min(kernel.m, kernel.n)
         # a split writes and reads fp32 parts of the result
         part_s = 8 * kernel.batch * kernel.m * kernel.n / (self.stream_bytes_per_s * c.cache_speedup)
@@ -167,7 +173,7 @@ class Roofline:
         memory_s = kernel.moved_bytes / self.stream_bytes_per_s
         if kernel.m == 1:  # one new token: the keys are split over the SMs, and bytes decide
             return memory_s + c.product_start_s
-        sm_flops_per_s = self._flops_per_s(kernel.dtype) * c.attention_flops_share / self.sm_count
+        sm_flops_per_s = self._flops_per_s(kernel.dtype, c.attention_flops_share) / self.sm_count
         blocks = kernel.batch * ceil(kernel.m / ATTENTION_ROWS)
         work_s = self._waves(blocks) * 2 * ATTENTION_ROWS * kernel.n * kernel.k / sm_flops_per_s
         return max(memory_s, work_s) + c.product_start_s
@@ -177,7 +183,9 @@ class Roofline:
         waves = blocks / self.sm_count
         return waves + self.constants.wave_rounding * (ceil(waves) - waves)
 
-    def _flops_per_s(self, dtype: str) -> float:
+    def _flops_per_s(self, dtype: str, share: float) -> float:
         if dtype in ("int8", "uint8"):
-            return INT8_OVER_FP16 * self.rates.for_dtype("fp16")
-        return self.rates.for_dtype(dtype)
+            return INT8_OVER_FP16 * self._flops_per_s("fp16", share)
+        rated = self.rates.for_dtype(dtype)
+        by_power = float("inf") if rated == self.rates.fp32 else self.power_flops_per_s  # no tensor cores at work
+        return min(rated * share, by_power)

@@ -2,8 +2,8 @@
 
 The same setup with another batch size makes the same events in the same order; only sizes differ, and each is affine in
 the batch. So timelines at two batches give every storage's size, and with it the bytes live at every place of the step.
-With one more layer, all places within a section of the step (a layer's forward, a layer's backward, the loss …) shift by
-the same number of bytes, so two shallow depths give the deep one. Both steps are exact, except that short cuts which
+With one more layer, all places within a section of the step (a layer's forward, a layer's backward, the loss …) shift
+by the same number of bytes, so two shallow depths give the deep one. Both steps are exact, except that short cuts which
 small batches take (a 4-bit product that needs no dequantized copy, say) are not seen: a little too high there.
 """
 
@@ -11,10 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from .estimate import BLOCK_BYTES, Times, times_of
 from .families import find_family
@@ -23,12 +20,16 @@ from .tape import Kernel
 from .timeline import Segment, Timeline, lay
 from .workload import Workload
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+
 BATCHES = (64, 96)
 
 #: How many fields of a kernel are counts; the rest says what kind it is.
 _COUNTS = Kernel._fields.index("dtype")
-
-Ints = npt.NDArray[np.int64]
 
 
 class NotAffine(Exception):
@@ -48,6 +49,8 @@ class _Affine:
 
 def _affine(low: Sequence[Any], high: Sequence[Any]) -> _Affine:
     """Fit rows seen at the two batches."""
+    import numpy as np
+
     base, top = np.array(low, dtype=np.int64), np.array(high, dtype=np.int64)
     if base.shape != top.shape:
         raise NotAffine
@@ -59,6 +62,8 @@ class _Depth:
 
     def __init__(self, workload: Workload, layers: int, key: str) -> None:
         config = {**workload.config, key: layers}
+        import numpy as np
+
         low, high = (lay(workload.with_(batch_size=batch), config) for batch in BATCHES)
         if low.tape.events != high.tape.events:
             raise NotAffine
@@ -71,6 +76,8 @@ class _Depth:
 
     def section_peaks(self, batch: int) -> dict[tuple[str, str], int]:
         """Return the highest live bytes within each section."""
+        import numpy as np
+
         sizes = -(-self.sizes.at(batch) // BLOCK_BYTES) * BLOCK_BYTES
         frees = self.events < 0
         live = np.cumsum(np.where(frees, -sizes[~self.events], sizes[self.events]))
@@ -89,6 +96,8 @@ class _Depth:
 
 def _sections(timeline: Timeline, layers: int) -> tuple[Ints, list[tuple[str, str]]]:
     """Cut all events at segments and marks; layers are named from whichever end is nearer, so that depths compare."""
+    import numpy as np
+
     starts: list[int] = []
     names: list[tuple[str, str]] = []
     position = 0

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from .reductions import column_sum_bytes
+
 Shape = tuple[int, ...]
 T = TypeVar("T")
 
@@ -388,15 +390,15 @@ class Tape:
     def _run(self, node: Node, buffers: list[Tensor | None]) -> list[Tensor | None]:
         """Run one node; gradients come back in the shape and dtype of the inputs they belong to.
 
-        What was saved dies behind the incoming gradients, but before them where it was recomputed.
+        What was saved dies last, but first where it was recomputed.
         """
         saved = self._unpack(node)
         given = buffers[0] if node.outputs == 1 else buffers
         grads = list(node.backward(given, *saved))
-        _as_edges(grads, node.edges)
         if node.frame is not None:
             node.frame = None
             del saved
+        _as_edges(grads, node.edges)
         del given
         buffers.clear()
         node.backward = _released
@@ -416,8 +418,16 @@ def _as_edges(grads: list[Tensor | None], edges: tuple[Edge | None, ...]) -> Non
         grads[index] = None
         _, _, dtype, shape = edge
         if grad.shape != shape and grad.numel != math.prod(shape):  # of one size: a view
-            grad = _kernel(grad, shape, grad.dtype)
+            grad = _summed(grad, shape)
         grads[index] = grad if grad.dtype is dtype else _kernel(grad, grad.shape, dtype)
+
+
+def _summed(grad: Tensor, shape: Shape) -> Tensor:
+    total = _kernel(grad, shape, grad.dtype)
+    if grad.shape[-1] == shape[-1]:
+        columns = math.prod(shape)
+        grad.tape.new((column_sum_bytes(grad.numel // columns, columns),), UINT8)
+    return total
 
 
 def _kernel(source: Tensor, shape: Shape, dtype: Dtype) -> Tensor:

@@ -43,7 +43,7 @@ class Segment:
 
 @dataclass(slots=True, kw_only=True)
 class Timeline:
-    """What happens in a workload: a setup, then segments in the `order` in which they happen, some of them again and again."""
+    """What happens in a workload: a setup, then segments in the `order` in which they happen, some more than once."""
 
     tape: Tape
     parameters: list[Parameter]
@@ -83,7 +83,7 @@ class _Recorder:
 
 
 def lay(workload: Workload, config: Mapping[str, Any] | None = None) -> Timeline:
-    """Lay out a workload; `config` replaces the workload's own (fewer layers, say). Raises UnknownName or Unsupported."""
+    """Lay out a workload; `config` replaces its own (fewer layers, say). Raises UnknownName or Unsupported."""
     config = workload.config if config is None else config
     if workload.phase == "generate":
         return _lay_generation(workload, config)
@@ -100,14 +100,14 @@ def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Mo
     if workload.quantization != "none":
         dtype = BF16 if dtype is FP32 else dtype
     trainable = workload.phase == "train" and find_method(workload.method).trains_base
-    build = Build(tape, dtype, trainable, find_quantization(workload.quantization))
+    build = Build(tape, dtype, trainable, find_quantization(workload.quantization), workload.task)
     return recipe(config, build)
 
 
 def count_parameters(config: Mapping[str, Any]) -> int:
     """Count the parameters of a model, shared ones once. Raises UnknownName for an architecture without a recipe."""
     recipe = find_family(str(config.get("model_type")))
-    model = recipe(config, Build(Tape(), BF16, trainable=False))
+    model = recipe(config, Build(Tape(), BF16, trainable=False, task=recipe.tasks[0]))
     return sum({id(p.tensor): p.tensor.numel for p in model.build.parameters}.values())
 
 
@@ -115,7 +115,8 @@ def _lay_training(workload: Workload, config: Mapping[str, Any]) -> Timeline:
     tape = Tape()
     recorder = _Recorder(tape)
     model = _trainable_model(workload, tape, config)
-    inputs = _inputs(workload, tape)
+    with tape.tagged("inputs"):
+        inputs = model.make_inputs(workload)
     trained = [p.tensor for p in model.build.parameters if p.trainable]
     timeline = Timeline(tape=tape, parameters=model.build.parameters, setup=recorder.cut("setup"))
     step = _forward_backward(model, inputs, workload, recorder)
@@ -145,17 +146,12 @@ def _trainable_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) 
     if workload.quantization != "none" and workload.kbit_preparation:
         prepare_for_training(model.build)
     method.adapt(model, workload)
+    if not method.trains_base:
+        model.save_head()
     return model
 
 
-def _inputs(workload: Workload, tape: Tape) -> list[Tensor]:
-    with tape.tagged("inputs"):
-        shape = (workload.batch_size, workload.seq_len)
-        return [token_ids(tape, *shape) for _ in range(3 if workload.padded else 2)]
-
-
 def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, recorder: _Recorder) -> list[Segment]:
-    assert isinstance(model, Decoder)
     tape = recorder.tape
     context = Context(
         attention=workload.attention,
@@ -166,13 +162,13 @@ def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, re
     tape.grad_enabled, tape.autocast = True, AUTOCAST.get(workload.precision)
     with tape.tagged("activations"):
         tape.mark("forward")
-        loss, logits = model.loss(inputs[0], inputs[1], context)
+        loss, output = model.step_loss(inputs, context)
     tape.autocast = None
     tape.autocast_weights.clear()
     forward = recorder.cut("forward")
     tape.backward(loss)
     tape.grad_enabled = False
-    del loss, logits
+    del loss, output
     return [forward, recorder.cut("backward")]
 
 

@@ -26,7 +26,12 @@ def canonical_json(content: object) -> str:
 
 def content_hash(content: object) -> str:
     """Return the SHA-256 of the canonical JSON of `content`, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return text_hash(canonical_json(content))
+
+
+def text_hash(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8, as 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: object) -> Any:

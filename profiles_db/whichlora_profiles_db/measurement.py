@@ -101,7 +101,7 @@ class Measurement:
 
         Those two may be taken out before sharing, and a measurement stays the same one without them.
         """
-        return content_hash(_content(self))
+        return content_hash(measurement_content(self, workload_content(self.workload)))
 
     @property
     def workload_id(self) -> str:
@@ -165,10 +165,13 @@ def phases_from_json(fields: object) -> dict[str, PhasePeak]:
     return {phase: PhasePeak(**known_keys("phase peak", peak, PEAKS)) for phase, peak in phases.items()}
 
 
-def _content(measurement: Measurement) -> dict[str, Any]:
-    """Return what the id is the hash of; whatever is unknown is absent, so that a field added later changes no id."""
+def measurement_content(measurement: Measurement, workload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the id is the hash of, given the workload's content.
+
+    Whatever is unknown is absent, so that a field added later changes no id.
+    """
     known = _known(measurement)
-    known["workload"] = workload_content(measurement.workload)
+    known["workload"] = workload
     environment = environment_to_json(measurement.environment)
     known["environment"] = {name: value for name, value in environment.items() if name not in PRIVATE}
     return known

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timezone
 from typing import Any
 
 from whichlora_estimators.workload import Workload
 
-from .canonical import canonical_json, content_hash
+from .canonical import canonical_json, content_hash, text_hash
 from .environment import PRIVATE, Environment, capability_text, parse_capability
-from .measurement import COUNTERS, TIMES, Measurement, phases_from_json, phases_to_json
+from .measurement import COUNTERS, TIMES, Measurement, measurement_content, phases_from_json, phases_to_json
 from .times import SUMMARY, TimeStats
-from .workload_form import workload_content, workload_from_stored
+from .workload_form import content_id, workload_from_stored, workload_to_json
 
 FILTERS_OF_WORKLOAD = ("model", "task", "phase", "method", "precision", "quantization")
 _PLAIN = ("evidence", "device", "outcome", "error", "source", "notes")
@@ -37,29 +37,28 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
-def row_of(measurement: Measurement) -> tuple[Any, ...]:
-    """Return the values of COLUMNS for one measurement."""
-    values = _workload_values(measurement.workload) | _environment_values(measurement.environment)
-    values |= {name: getattr(measurement, name) for name in (*_PLAIN, *COUNTERS)}
-    moment = measurement.measured_at
-    values["id"] = measurement.id
-    values["measured_at"] = moment and moment.astimezone(timezone.utc).replace(tzinfo=None)
-    values["phase_peaks"] = canonical_json(phases_to_json(measurement.phase_peaks))
-    for name in TIMES:
-        values |= _times_values(name, getattr(measurement, name))
-    return tuple(values[name] for name in COLUMNS)
+class RowWriter:
+    """Collects the rows of the three tables for a set of measurements, each once."""
 
+    def __init__(self, measurements: Iterable[Measurement]) -> None:
+        self.measurements: dict[str, tuple[Any, ...]] = {}
+        self.configs: dict[str, str] = {}
+        self.origins: set[tuple[str, str, str]] = set()
+        for measurement in measurements:
+            self._add(measurement)
 
-def origins_of(measurement: Measurement) -> list[tuple[str, str, str]]:
-    """Return the rows of table origin for one measurement: what is known of host and user."""
-    names = {kind: getattr(measurement.environment, kind) for kind in PRIVATE}
-    return [(measurement.id, kind, name) for kind, name in names.items() if name is not None]
-
-
-def config_rows(measurements: Sequence[Measurement]) -> dict[str, str]:
-    """Return the rows of table config that `measurements` refer to."""
-    texts = {canonical_json(measurement.workload.config) for measurement in measurements}
-    return {content_hash(json.loads(text)): text for text in texts}
+    def _add(self, measurement: Measurement) -> None:
+        config = canonical_json(measurement.workload.config)
+        config_id = text_hash(config)
+        workload = workload_to_json(measurement.workload) | {"config": config_id}
+        id_ = content_hash(measurement_content(measurement, workload))
+        self.configs[config_id] = config
+        self.origins |= {
+            (id_, kind, name) for kind in PRIVATE if (name := getattr(measurement.environment, kind)) is not None
+        }
+        if id_ not in self.measurements:
+            values = {"id": id_, **_workload_values(measurement.workload, workload), **_values(measurement)}
+            self.measurements[id_] = tuple(values[name] for name in COLUMNS)
 
 
 class RowReader:
@@ -103,14 +102,21 @@ class RowReader:
         return self._environments[key]
 
 
-def _workload_values(workload: Workload) -> dict[str, Any]:
-    content = workload_content(workload)
-    config = content.pop("config")
-    unlabelled = {name: value for name, value in content.items() if name != "id"}
+def _values(measurement: Measurement) -> dict[str, Any]:
+    values = {name: getattr(measurement, name) for name in (*_PLAIN, *COUNTERS)}
+    moment = measurement.measured_at
+    values["measured_at"] = moment and moment.astimezone(timezone.utc).replace(tzinfo=None)
+    values["phase_peaks"] = canonical_json(phases_to_json(measurement.phase_peaks))
+    for name in TIMES:
+        values |= _times_values(name, getattr(measurement, name))
+    return values | _environment_values(measurement.environment)
+
+
+def _workload_values(workload: Workload, content: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "workload_id": content_hash(unlabelled | {"config": config}),
-        "config_id": config,
-        "workload": canonical_json(content),
+        "workload_id": content_id(content),
+        "config_id": content["config"],
+        "workload": canonical_json({name: value for name, value in content.items() if name != "config"}),
         **{name: getattr(workload, name) for name in FILTERS_OF_WORKLOAD},
     }
 

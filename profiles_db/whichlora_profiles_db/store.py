@@ -10,21 +10,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from whichlora_estimators.errors import BadValue
+from whichlora_estimators.errors import BadValue, WhichloraError
 
 from . import migrations, session
-from .errors import UnknownMeasurement
+from .errors import StoreError, UnknownMeasurement
 from .filters import Filters, where
 from .location import default_path
 from .measurement import OUTCOMES, Measurement
-from .rows import COLUMNS, RowReader, config_rows, origins_of, row_of
+from .rows import COLUMNS, RowReader, RowWriter
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 WAIT_S = 60.0
 BATCH = 10_000
-_ID, _CONFIG_ID = 1 + list(COLUMNS).index("id"), 1 + list(COLUMNS).index("config_id")  # behind seq
+_ID, _CONFIG_ID = list(COLUMNS).index("id"), list(COLUMNS).index("config_id")
 
 _NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
 _INCOMING = ", ".join(f'unnest(?::{kind}[]) AS "{name}"' for name, kind in COLUMNS.items())
@@ -41,9 +41,11 @@ WHERE NOT EXISTS (SELECT 1 FROM config AS known WHERE known.id = incoming.id)
 """
 _ADD_ORIGINS = """
 INSERT INTO origin
-SELECT DISTINCT measurement_id, kind, name
-FROM (SELECT unnest(?::VARCHAR[]) AS measurement_id, unnest(?::VARCHAR[]) AS kind, unnest(?::VARCHAR[]) AS name)
-EXCEPT SELECT measurement_id, kind, name FROM origin
+WITH incoming AS (
+    SELECT unnest(?::VARCHAR[]) AS measurement_id, unnest(?::VARCHAR[]) AS kind, unnest(?::VARCHAR[]) AS name
+)
+FROM incoming
+EXCEPT SELECT measurement_id, kind, name FROM origin WHERE measurement_id IN (SELECT measurement_id FROM incoming)
 """
 _CONFIGS = "SELECT id, config FROM config WHERE id IN (SELECT unnest(?::VARCHAR[]))"
 # Where stores that disagree on a name were joined, the first in alphabetical order stands, whoever was joined to whom.
@@ -144,8 +146,7 @@ class Store:
     def count(self, filters: Filters | None = None) -> int:
         """Return how many measurements `filters` let through."""
         condition, values = where(filters)
-        rows = self._rows(f"SELECT count(*) FROM measurement WHERE {condition}", values)
-        return int(rows[0][0]) if rows else 0
+        return self._number(f"SELECT count(*) FROM measurement WHERE {condition}", values)
 
     def query(self, filters: Filters | None = None, *, limit: int | None = None) -> list[Measurement]:
         """Return the measurements that `filters` let through, the latest first, those without a date last."""
@@ -163,12 +164,13 @@ class Store:
         if batch < 1:
             raise BadValue("batch must be positive", value=batch, todo=f"Leave it at {BATCH}.")
         condition, values = where(filters)
-        tail = f"WHERE seq > ? AND seq <= ? AND {condition} ORDER BY seq LIMIT ?"
-        ends = self._rows("SELECT coalesce(max(seq), 0) FROM measurement", [])
-        after = 0
-        while found := self._numbered(tail, [after, ends[0][0] if ends else 0, *values, batch]):
-            yield [measurement for _, measurement in found]
-            after = found[-1][0]
+        after, end = 0, self._number("SELECT max(seq) FROM measurement", [])
+        # Which rows come next is found out first, from few columns: choosing among whole rows costs several times more.
+        span = f"seq > ? AND seq <= ? AND {condition} ORDER BY seq"
+        bound = f"SELECT max(seq) FROM (SELECT seq FROM measurement WHERE {span} LIMIT ?)"
+        while last := self._number(bound, [after, end, *values, batch]):
+            yield self._select(f"WHERE {span}", [after, last, *values])
+            after = last
 
     def stats(self, filters: Filters | None = None) -> StoreStats:
         """Return how much the store holds, by card and evidence."""
@@ -182,13 +184,11 @@ class Store:
         )
 
     def _add_batch(self, batch: list[Measurement]) -> int:
-        columns = _columns([row_of(measurement) for measurement in {one.id: one for one in batch}.values()])
-        configs = config_rows(batch)
-        origins = [row for measurement in batch for row in origins_of(measurement)]
+        rows = RowWriter(batch)
         with session.writing(self.path, wait_s=self.wait_s) as connection:
-            counted = connection.execute(_ADD, columns).fetchone()
-            connection.execute(_ADD_CONFIGS, [list(configs), list(configs.values())])
-            connection.execute(_ADD_ORIGINS, _columns(origins) or [[], [], []])
+            counted = connection.execute(_ADD, _columns(rows.measurements.values())).fetchone()
+            connection.execute(_ADD_CONFIGS, _columns(rows.configs.items()))
+            connection.execute(_ADD_ORIGINS, _columns(sorted(rows.origins)) or [[], [], []])
         return int(counted[0]) if counted else 0
 
     def _rows(self, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
@@ -197,18 +197,20 @@ class Store:
         with session.reading(self.path, wait_s=self.wait_s) as connection:
             return connection.execute(sql, values).fetchall()
 
-    def _select(self, tail: str, values: list[Any]) -> list[Measurement]:
-        return [measurement for _, measurement in self._numbered(tail, values)]
+    def _number(self, sql: str, values: list[Any]) -> int:
+        """Return the one number that `sql` selects, 0 for NULL and where there is no file."""
+        rows = self._rows(sql, values)
+        return int(rows[0][0] or 0) if rows else 0
 
-    def _numbered(self, tail: str, values: list[Any]) -> list[tuple[int, Measurement]]:
-        """Return the order of arrival and the measurement of the rows that `tail` chooses, read in one go."""
+    def _select(self, tail: str, values: list[Any]) -> list[Measurement]:
+        """Return the measurements of the rows that `tail` chooses, read in one go."""
         if not self.exists:
             return []
         with session.reading(self.path, wait_s=self.wait_s) as connection:
-            rows = connection.execute(f"SELECT seq, {_NAMES} FROM measurement {tail}", values).fetchall()
+            rows = connection.execute(f"SELECT {_NAMES} FROM measurement {tail}", values).fetchall()
             reader = _reader(connection, rows)
             names = _names(connection, rows)
-        return [(row[0], reader.measurement(row[1:], names.get(row[_ID], {}))) for row in rows]
+        return [_measurement(reader, row, names.get(row[_ID], {})) for row in rows]
 
 
 def open_store(path: Path | None = None, *, wait_s: float = WAIT_S) -> Store:
@@ -216,7 +218,7 @@ def open_store(path: Path | None = None, *, wait_s: float = WAIT_S) -> Store:
     return Store(path or default_path(), wait_s=wait_s)
 
 
-def _columns(rows: list[tuple[Any, ...]]) -> list[list[Any]]:
+def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
@@ -230,6 +232,14 @@ def _names(connection: DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> dict[
     for measurement_id, kind, name in connection.execute(_ORIGINS, [[row[_ID] for row in rows]]).fetchall():
         names.setdefault(measurement_id, {})[kind] = name
     return names
+
+
+def _measurement(reader: RowReader, row: tuple[Any, ...], names: Mapping[str, str]) -> Measurement:
+    try:
+        return reader.measurement(row, names)
+    except (WhichloraError, KeyError, ValueError) as error:  # written by another program, or by one with an error
+        todo = f"Remove the row, which is not a measurement. ({error})"
+        raise StoreError("a row of the store contradicts itself", value=row[_ID], todo=todo) from error
 
 
 def _group(row: tuple[Any, ...]) -> GroupStats:

@@ -62,7 +62,12 @@ def workload_content(workload: Workload) -> dict[str, Any]:
 
 def workload_id(workload: Workload) -> str:
     """Return the hash of what ran, whatever its line was called: equal for measurements that may be compared."""
-    return content_hash({name: value for name, value in workload_content(workload).items() if name != "id"})
+    return content_id(workload_content(workload))
+
+
+def content_id(content: Mapping[str, Any]) -> str:
+    """Return the workload id of a `workload_content`."""
+    return content_hash({name: value for name, value in content.items() if name != "id"})
 
 
 def config_id(config: Mapping[str, Any]) -> str:

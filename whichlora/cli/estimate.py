@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from whichlora_calibration import Prediction, predict
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.gpus import find_gpu
@@ -29,15 +28,25 @@ WORKLOADS_GPU = "a100-sxm-80gb"
 @click.command()
 @click.argument("models", nargs=-1, metavar="MODEL…")
 @click.option("--gpu", "gpus", multiple=True, help="Card, as `whichlora gpus` lists it; repeat for several.")
-@click.option("--method", "methods", multiple=True, default=["lora"], show_default=True, help="Also qlora, dora, full, …")
-@click.option("--quantization", "quantizations", multiple=True, help="none, nf4 or int8 (default: none; nf4 for qlora).")
+@click.option(
+    "--method", "methods", multiple=True, default=["lora"], show_default=True, help="Also qlora, dora, full, …"
+)
+@click.option(
+    "--quantization", "quantizations", multiple=True, help="none, nf4 or int8 (default: none; nf4 for qlora)."
+)
 @click.option("--rank", "ranks", multiple=True, type=int, default=[16], show_default=True)
 @click.option("--targets", default="all-linear", show_default=True, help="Names with commas between, or all-linear.")
-@click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Micro-batch.")
-@click.option("--seq-len", "seq_lens", multiple=True, type=int, default=[1024], show_default=True, help="Tokens a sample.")
+@click.option(
+    "--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Micro-batch."
+)
+@click.option(
+    "--seq-len", "seq_lens", multiple=True, type=int, default=[1024], show_default=True, help="Tokens a sample."
+)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="bf16-true", show_default=True)
 @click.option("--attention", type=click.Choice(ATTENTIONS), default="sdpa", show_default=True)
-@click.option("--optimizer", default="adamw", show_default=True, help="adamw, adamw-8bit, paged-adamw-8bit, sgd, adafactor.")
+@click.option(
+    "--optimizer", default="adamw", show_default=True, help="adamw, adamw-8bit, paged-adamw-8bit, sgd, adafactor."
+)
 @click.option("--checkpointing/--no-checkpointing", default=None, help="Default: on above 1B parameters.")
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="Of the adapters.")
 @click.option("--padded", is_flag=True, help="Some of the batch is padding, so that a mask is passed.")
@@ -48,10 +57,14 @@ WORKLOADS_GPU = "a100-sxm-80gb"
 @click.option("--decode-len", type=int, default=128, show_default=True, help="New tokens, for --generate.")
 @click.option("--all-logits", is_flag=True, help="Keep logits of every prompt position (before transformers 4.45).")
 @click.option("--explain", is_flag=True, help="Itemise each prediction at its peak.")
-@click.option("--workloads", type=click.Path(path_type=Path), help="Predict one workload per line of a JSON-lines file.")
+@click.option(
+    "--workloads", type=click.Path(path_type=Path), help="Predict one workload per line of a JSON-lines file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @click.option("--offline", is_flag=True, help="Do not ask the Hugging Face Hub.")
-def estimate(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | None, as_json: bool, **options: Any) -> None:
+def estimate(
+    models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | None, as_json: bool, **options: Any
+) -> None:
     """Predict peak memory and time of fine-tuning (or inference) of each MODEL on each GPU, by formula.
 
     A model is a bundled name, a Hugging Face id, a local folder or a config.json. The defaults are what practitioners
@@ -62,7 +75,9 @@ def estimate(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
         return
     if not models or not gpus:
         missing = "MODEL" if not models else "--gpu"
-        raise BadValue(f"no {missing} given", todo="Example: whichlora estimate meta-llama/Llama-3.1-8B --gpu rtx-4090.")
+        raise BadValue(
+            f"no {missing} given", todo="Example: whichlora estimate meta-llama/Llama-3.1-8B --gpu rtx-4090."
+        )
     predictions = [
         predict(workload, find_gpu(gpu)) for workload in _combinations(models, options) for gpu in dict.fromkeys(gpus)
     ]
@@ -86,8 +101,8 @@ def _setups(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     shared = {key: options[key] for key in ("precision", "attention")}
     quantizations = options["quantizations"] or (None,)
     if options["generate"]:
-        grid = product(quantizations, options["prefill_lens"], options["batch_sizes"])
-        for quantization, prefill_len, batch_size in grid:
+        inference = product(quantizations, options["prefill_lens"], options["batch_sizes"])
+        for quantization, prefill_len, batch_size in inference:
             yield {
                 **shared,
                 "phase": "generate",
@@ -161,8 +176,9 @@ def _total_s(prediction: Prediction, options: dict[str, Any]) -> float | None:
 
 def _as_json(prediction: Prediction, options: dict[str, Any]) -> dict[str, Any]:
     workload = prediction.estimate.workload
-    kept = ("phase", "method", "quantization", "rank", "precision", "optimizer", "checkpointing", "attention", "batch_size")
-    kept += ("prefill_len", "decode_len") if workload.phase == "generate" else ("seq_len",)
+    kept = ["phase", "quantization", "precision", "attention", "batch_size"]
+    trains = workload.phase == "train"
+    kept += ["method", "rank", "optimizer", "checkpointing", "seq_len"] if trains else ["prefill_len", "decode_len"]
     total_s = _total_s(prediction, options)
     total = {} if total_s is None else {"total_s": total_s}
     return {**{name: getattr(workload, name) for name in kept}, **answer(prediction), **total}
@@ -198,7 +214,9 @@ def _echo_workloads(path: Path, gpus: tuple[str, ...], as_json: bool) -> None:
         elif "error" in found:
             click.echo(f"{found['id']}: refused: {found['error']}")
         else:
-            allocated, reserved = (format_bytes(found[f"{counter}_peak_bytes"]) for counter in ("allocated", "reserved"))
+            allocated, reserved = (
+                format_bytes(found[f"{counter}_peak_bytes"]) for counter in ("allocated", "reserved")
+            )
             click.echo(f"{found['id']}: {found['model']}: {allocated} allocated, {reserved} reserved")
 
 

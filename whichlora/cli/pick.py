@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
 from whichlora_estimators.units import format_bytes, format_seconds
 
-from ..pick import PickResult, Row, pick as search
+from ..pick import PickResult, Row
+from ..pick import pick as search
 from ..pickconfig import read_config
 from .estimate import explanation
 from .tables import table
@@ -19,8 +19,12 @@ SHOWN = 40
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.yaml")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("pick"), show_default=True, help="Folder to write to.")
-@click.option("--all", "show_all", is_flag=True, help="Show every configuration tried, not the first ones of each stage.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("pick"), show_default=True, help="Folder to write to."
+)
+@click.option(
+    "--all", "show_all", is_flag=True, help="Show every configuration tried, not the first ones of each stage."
+)
 @click.option("--offline", is_flag=True, help="Do not ask the Hugging Face Hub.")
 def pick(config: Path, out: Path, show_all: bool, offline: bool) -> None:
     """Find the largest base model that serves and fine-tunes within the limits of CONFIG.yaml.
@@ -60,5 +64,7 @@ def _conclusion(result: PickResult) -> str:
     workload = result.choice.workload
     assert workload is not None
     time = "" if result.choice.time_s is None else f", {format_seconds(result.choice.time_s)} in all"
-    chosen = f"{result.choice.model} with {result.choice.method}, rank {workload.rank}, batch size {workload.batch_size}"
+    chosen = (
+        f"{result.choice.model} with {result.choice.method}, rank {workload.rank}, batch size {workload.batch_size}"
+    )
     return f"Stage 1 kept: {kept}.\nChoice: {chosen}{time}.\n\n{explanation(result.prediction)}"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from .. import attention, ops
 from ..errors import BadValue
-from ..layers import Build, Linear, rotary_tables
+from ..layers import Build, Linear, rotary_tables, token_ids
 from ..tape import FP32, INT64, Leaf, Tensor
+from ..workload import Workload
 
 FAMILIES: dict[str, type[Model]] = {}
 M = TypeVar("M", bound="type[Model]")
@@ -159,6 +160,8 @@ class Model(ABC):
     #: What PEFT's own LoRA default adapts for this family (peft/utils/constants.py, 0.21).
     default_targets: ClassVar[tuple[str, ...]] = ("q_proj", "v_proj")
     tasks: ClassVar[tuple[str, ...]] = ("causal",)
+    #: The config key that counts the layers, where a family spells it in its own way.
+    layers_key: ClassVar[str] = "num_hidden_layers"
     #: Other spellings of config keys that the Transformers class accepts, and what they stand for.
     aliases: ClassVar[Mapping[str, str]] = {}
 
@@ -176,16 +179,22 @@ class Model(ABC):
     def make(self, c: Config, build: Build) -> None:
         """Allocate the parameters."""
 
+    def save_head(self) -> None:
+        """Make what PEFT trains in full beside the adapters (modules_to_save): a copy of the task's head, where there is one."""
+
     @abstractmethod
-    def backbone(self, ids: Tensor, context: Context) -> Tensor:
-        """Map token ids [B, T] to hidden states [B, T, D]."""
+    def make_inputs(self, workload: Workload) -> list[Tensor]:
+        """Allocate the inputs of a training step: ids, labels, and a mask where some of the batch is padding."""
+
+    @abstractmethod
+    def step_loss(self, inputs: Sequence[Tensor], context: Context) -> tuple[Tensor, object]:
+        """Run the forward pass of a training step: the loss, and what the model's output keeps alive beside it."""
 
 
 class Decoder(Model):
     """A causal language model: embedding, blocks, final norm, head. Families say what a block is."""
 
-    #: Names of the config keys, where a family spells them in its own way.
-    layers_key: ClassVar[str] = "num_hidden_layers"
+    #: The config key of the width, where a family spells it in its own way.
     width_key: ClassVar[str] = "hidden_size"
 
     head: Linear
@@ -229,10 +238,7 @@ class Decoder(Model):
 
     def looked_up(self, ids: Tensor, context: Context) -> Tensor:
         """Look the tokens up as `embedded`, asking for a gradient where checkpointing of frozen weights needs one."""
-        inputs = self.embedded(ids, context)
-        if context.input_grads and inputs.node is None and ids.tape.grad_enabled:
-            inputs.node = _InputLeaf(inputs.detach())
-        return inputs
+        return with_input_grad(self.embedded(ids, context), context)
 
     def enter(self, ids: Tensor, context: Context, kept: list[Tensor]) -> tuple[Tensor, Positions]:
         """Return the input of the first block and what blocks share; families add learned positions, a norm, dropout.
@@ -287,6 +293,15 @@ class Decoder(Model):
         """Apply the head; families cap or scale its logits."""
         return self.head(hidden)
 
+    def make_inputs(self, workload: Workload) -> list[Tensor]:
+        """Allocate ids, labels and a mask, [B, T] each."""
+        shape = (workload.batch_size, workload.seq_len)
+        return [token_ids(self.build.tape, *shape) for _ in range(3 if workload.padded else 2)]
+
+    def step_loss(self, inputs: Sequence[Tensor], context: Context) -> tuple[Tensor, object]:
+        """Return the loss of the next tokens, and the logits."""
+        return self.loss(inputs[0], inputs[1], context)
+
     def loss(self, ids: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return loss and logits: fp32 logits, labels shifted by one (transformers/loss/loss_utils.py, ForCausalLMLoss)."""
         tape = ids.tape
@@ -297,6 +312,13 @@ class Decoder(Model):
             loss = _causal_loss(logits, labels)
         del hidden  # alive until here, as it is in the real one
         return loss, logits
+
+
+def with_input_grad(inputs: Tensor, context: Context) -> Tensor:
+    """Ask for a gradient of token embeddings where checkpointing of frozen weights needs one."""
+    if context.input_grads and inputs.node is None and inputs.tape.grad_enabled:
+        inputs.node = _InputLeaf(inputs.detach())
+    return inputs
 
 
 class _InputLeaf(Leaf):

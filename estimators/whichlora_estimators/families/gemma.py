@@ -1,14 +1,15 @@
-"""Gemma 1 to 3 (text): embeddings scaled, norms that add 1 to their weight, heads wider than the hidden size's share.
+"""Gemma 1 to 3 (text): embeddings scaled, norms that add 1 to their weight, heads wider than their share of the width.
 
-States transformers/models/gemma, gemma2 and gemma3 (5.23). Gemma 2 caps attention scores and logits by tanh, which SDPA
-cannot, so Transformers runs it eagerly; Gemma 2 and 3 norm each branch before and after, and most or half of their layers
-see a window.
+States transformers/models/gemma, gemma2 and gemma3 (5.23). Gemma 2 caps attention scores and logits by tanh; SDPA
+cannot, so Transformers runs it eagerly. Gemma 2 and 3 norm each branch before and after, and half or most of their
+layers see a window.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 from .. import layers, ops
 from ..layers import Build, rotary_tables
@@ -22,7 +23,7 @@ from .windows import WindowedDecoder, WindowedPositions, some_layers
 class Gemma(Llama):
     """Llama with Gemma's norm and a scaled embedding whose weight the head shares."""
 
-    defaults = {
+    defaults: ClassVar = {
         "vocab_size": 256000,
         "hidden_size": 3072,
         "intermediate_size": 24576,
@@ -61,16 +62,14 @@ class SandwichBlock:
         """Map [B, T, D] to [B, T, D]."""
         residual = x
         x = layers.gemma_norm(x, self.norm_in)
-        x, weights = self.attention(x, shared, context)  # weights live until the layer ends, as they do in the real one
+        x, _weights = self.attention(x, shared, context)  # lives until the layer ends, as in the real one
         x = layers.gemma_norm(x, self.norm_attended)
         x = ops.add(residual, x)
         residual = x
         x = layers.gemma_norm(x, self.norm_mid)
         x = self.mlp(x)
         x = layers.gemma_norm(x, self.norm_out)
-        x = ops.add(residual, x)
-        del weights
-        return x
+        return ops.add(residual, x)
 
 
 class WindowedGemma(WindowedDecoder, Gemma):
@@ -97,7 +96,7 @@ class WindowedGemma(WindowedDecoder, Gemma):
 class Gemma2(WindowedGemma):
     """Every other layer, from the first on, sees a window."""
 
-    defaults = {
+    defaults: ClassVar = {
         **Gemma.defaults,
         "hidden_size": 2304,
         "intermediate_size": 9216,
@@ -142,7 +141,7 @@ class Gemma3Attention(Attention):
 class Gemma3(WindowedGemma):
     """Five layers with a window, then one without; each kind has rotary tables of its own."""
 
-    defaults = {
+    defaults: ClassVar = {
         **Gemma2.defaults,
         "vocab_size": 262208,
         "head_norms": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from .. import ops
 from ..layers import Build
@@ -18,21 +19,19 @@ class GraniteBlock(Block):
         """Map [B, T, D] to [B, T, D]."""
         residual = x
         x = self.norm(x, self.norm_in)
-        x, weights = self.attention(x, shared, context)
+        x, _weights = self.attention(x, shared, context)
         x = ops.add(residual, ops.scale(x))
         residual = x
         x = self.norm(x, self.norm_mid)
         x = self.mlp(x)
-        x = ops.add(residual, ops.scale(x))
-        del weights
-        return x
+        return ops.add(residual, ops.scale(x))
 
 
 @family("granite")
 class Granite(Llama):
     """Every multiplier is an operator, a factor of one too."""
 
-    defaults = {
+    defaults: ClassVar = {
         "vocab_size": 32000,
         "hidden_size": 4096,
         "intermediate_size": 11008,

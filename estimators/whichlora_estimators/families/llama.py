@@ -29,6 +29,7 @@ class Attention:
             self.head_norms = build.parameter("q_norm.weight", self.head_dim), build.parameter("k_norm.weight", self.head_dim)
         self.softcap = bool(c.get("attn_logit_softcapping"))
         self.dropout = c.rate("attention_dropout")
+        self.output_dropout = 0.0
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
         """Attend [B, T, D] to itself and the cache; eager attention also returns its probabilities."""
@@ -41,12 +42,9 @@ class Attention:
         out, weights = attention.attend(
             q, k, v, shared.mask, kind=context.attention, dropout=dropout, softcap=self.softcap
         )
-        out = self.output(out)
+        out = self.o(out)
+        out = ops.dropout(out, self.output_dropout)
         return out, weights
-
-    def output(self, x: Tensor) -> Tensor:
-        """Map the heads' results to the width of the model."""
-        return self.o(x)
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make queries [B, H, T, E], keys and values [B, K, T, E]."""

@@ -1,8 +1,9 @@
-"""OLMo 2: norms behind the branches, and of whole queries and keys; rotation in fp32 (transformers/models/olmo2, 5.23)."""
+"""OLMo 2: norms behind the branches and of queries and keys, rotation in fp32 (transformers/models/olmo2, 5.23)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from .. import layers, ops
 from ..layers import Build, rotary_tables
@@ -57,22 +58,20 @@ class Olmo2Block:
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
         residual = x
-        x, weights = self.attention(x, shared, context)
+        x, _weights = self.attention(x, shared, context)
         x = olmo2_norm(x, self.norm_attended)
         x = ops.add(residual, x)
         residual = x
         x = self.mlp(x)
         x = olmo2_norm(x, self.norm_out)
-        x = ops.add(residual, x)
-        del weights
-        return x
+        return ops.add(residual, x)
 
 
 @family("olmo2")
 class Olmo2(Llama):
     """Llama with OLMo 2's blocks and norm."""
 
-    defaults = {
+    defaults: ClassVar = {
         "vocab_size": 50304,
         "hidden_size": 4096,
         "intermediate_size": 11008,

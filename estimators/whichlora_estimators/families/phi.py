@@ -6,6 +6,7 @@ States transformers/models/phi (5.23).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from .. import attention, layers, ops
 from ..layers import Build, LayerNorm
@@ -108,19 +109,17 @@ class PhiBlock:
         """Map [B, T, D] to [B, T, D]."""
         residual = x
         x = self.norm(x)
-        attended, weights = self.attention(x, shared, context)
+        attended, _weights = self.attention(x, shared, context)
         attended = ops.dropout(attended, self.dropout)
         fed = ops.dropout(self.mlp(x), self.dropout)
-        x = ops.add(ops.add(attended, fed), residual)
-        del weights
-        return x
+        return ops.add(ops.add(attended, fed), residual)
 
 
 @family("phi")
 class Phi(RotaryDecoder):
     """Parallel blocks, a layer norm at the end, a head with a bias."""
 
-    defaults = {
+    defaults: ClassVar = {
         "vocab_size": 51200,
         "hidden_size": 2048,
         "intermediate_size": 8192,

@@ -7,6 +7,7 @@ which costs a few tensors of half a head's width: nothing that counts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from .. import attention, layers, ops
 from ..layers import Build
@@ -88,21 +89,19 @@ class Phi3Block:
         """Map [B, T, D] to [B, T, D]."""
         residual = x
         x = layers.rms_norm(x, self.norm_in)
-        x, weights = self.attention(x, shared, context)
+        x, _weights = self.attention(x, shared, context)
         x = ops.add(residual, ops.dropout(x, self.dropout))
         residual = x
         x = layers.rms_norm(x, self.norm_mid)
         x = self.mlp(x)
-        x = ops.add(residual, ops.dropout(x, self.dropout))
-        del weights
-        return x
+        return ops.add(residual, ops.dropout(x, self.dropout))
 
 
 @family("phi3")
 class Phi3(WindowedDecoder, Llama):
     """All layers see the window, where the config has one."""
 
-    defaults = {
+    defaults: ClassVar = {
         "vocab_size": 32064,
         "hidden_size": 3072,
         "intermediate_size": 8192,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from .. import ops
 from ..layers import Build, LayerNorm
@@ -51,23 +52,20 @@ class StableLmBlock:
         """Map [B, T, D] to [B, T, D]; what attention gave lives as long as the layer runs."""
         residual = x
         x = self.norm_in(x)
-        attended, weights = self.attention(x, shared, context)
+        attended, _weights = self.attention(x, shared, context)
         if self.norm_mid is None:
             fed = ops.dropout(self.mlp(x), self.dropout)
-            x = ops.add(ops.add(residual, attended), fed)
-        else:
-            residual = ops.add(residual, attended)
-            fed = ops.dropout(self.mlp(self.norm_mid(residual)), self.dropout)
-            x = ops.add(residual, fed)
-        del weights
-        return x
+            return ops.add(ops.add(residual, attended), fed)
+        residual = ops.add(residual, attended)
+        fed = ops.dropout(self.mlp(self.norm_mid(residual)), self.dropout)
+        return ops.add(residual, fed)
 
 
 @family("stablelm")
 class StableLm(RotaryDecoder):
     """Llama's frame with layer norms."""
 
-    defaults = {
+    defaults: ClassVar = {
         "vocab_size": 50304,
         "hidden_size": 2560,
         "intermediate_size": 6912,

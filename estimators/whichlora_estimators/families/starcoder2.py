@@ -6,6 +6,7 @@ States transformers/models/starcoder2 (5.23).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from .. import ops
 from ..layers import Build, LayerNorm
@@ -16,23 +17,12 @@ from .phi import PlainMlp
 from .windows import WindowedDecoder, all_layers
 
 
-class Starcoder2Attention(Attention):
-    """Attention with dropout behind its output projection."""
-
-    def __init__(self, c: Config, build: Build, index: int) -> None:
-        super().__init__(c, build, index)
-        self.output_dropout = c.rate("residual_dropout")
-
-    def output(self, x: Tensor) -> Tensor:
-        """Map the heads' results to the width of the model."""
-        return ops.dropout(self.o(x), self.output_dropout)
-
-
 class Starcoder2Block:
     """x + dropout(attention(norm(x))), then x + dropout(mlp(norm(x)))."""
 
     def __init__(self, c: Config, build: Build, index: int) -> None:
-        self.attention = Starcoder2Attention(c, build, index)
+        self.attention = Attention(c, build, index)
+        self.attention.output_dropout = c.rate("residual_dropout")
         self.mlp = PlainMlp(c, build, ("c_fc", "c_proj"), dropout=c.rate("residual_dropout"))
         width = c.count("hidden_size")
         self.norm_in = LayerNorm(build, "input_layernorm", width)
@@ -42,21 +32,19 @@ class Starcoder2Block:
         """Map [B, T, D] to [B, T, D]."""
         residual = x
         x = self.norm_in(x)
-        x, weights = self.attention(x, shared, context)
+        x, _weights = self.attention(x, shared, context)
         x = ops.add(residual, x)
         residual = x
         x = self.norm_mid(x)
         x = self.mlp(x)
-        x = ops.add(residual, x)
-        del weights
-        return x
+        return ops.add(residual, x)
 
 
 @family("starcoder2")
 class Starcoder2(WindowedDecoder):
     """All layers see the window, where the config has one."""
 
-    defaults = {
+    defaults: ClassVar = {
         "vocab_size": 49152,
         "hidden_size": 3072,
         "intermediate_size": 12288,

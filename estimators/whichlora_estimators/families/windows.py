@@ -1,7 +1,8 @@
 """Layers that see a window of past tokens: their masks and what they keep of the cache.
 
-States transformers/masking_utils.py (create_sliding_window_causal_mask) and cache_utils.py (DynamicSlidingWindowLayer;
-both read in 5.23). A batch as long as the window needs a mask even where nothing is padded, which rules out flash attention.
+States transformers/masking_utils.py (create_sliding_window_causal_mask) and cache_utils.py (DynamicSlidingWindowLayer),
+both read in 5.23. A batch as long as the window needs a mask even where nothing is padded, which rules out flash
+attention.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from typing import ClassVar
 from .. import attention
 from ..layers import Build, rotary_tables
 from ..tape import INT64, Tensor
-from .base import Config, Context, Positions, RotaryDecoder
-
-Layer = Callable[[Tensor, Positions, Context], Tensor]
+from .base import Block, Config, Context, Positions, RotaryDecoder
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,10 +28,10 @@ class WindowedPositions(Positions):
 class WindowedLayer:
     """A layer that takes what layers with a window share."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Block) -> None:
         self.layer = layer
 
-    def __call__(self, x: Tensor, shared: Positions, context: Context) -> Tensor:
+    def __call__(self, x: Tensor, shared: Positions, context: Context) -> Tensor | tuple[Tensor, Tensor | None]:
         """Map [B, T, D] to [B, T, D]."""
         assert isinstance(shared, WindowedPositions)
         return self.layer(x, shared.windowed, context)

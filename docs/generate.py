@@ -1,0 +1,101 @@
+"""Write the parts of the docs that state facts: help texts, methods, architectures, models, GPUs.
+
+usage: python docs/generate.py [--check]
+
+With --check nothing is written; the exit status is 1 where a file is not current.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from whichlora_estimators.families import all_families
+from whichlora_estimators.gpus import all_gpus
+from whichlora_estimators.methods import all_methods
+from whichlora_estimators.models import all_models
+from whichlora_estimators.optimizers import OPTIMIZERS
+from whichlora_estimators.quantization import QUANTIZATIONS
+from whichlora_estimators.units import format_bytes
+
+from whichlora.cli import COMMANDS, main
+
+DOCS = Path(__file__).parent
+HEAD = "<!-- written by docs/generate.py: do not edit -->\n"
+
+
+def command_line() -> str:
+    """Every command's help."""
+    context = click.Context(main, info_name="whichlora", max_content_width=100, terminal_width=100)
+    parts = ["# Command line", f"```\n{main.get_help(context)}\n```"]
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is not None
+        own = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
+        parts.append(f"## whichlora {name}\n\n```\n{command.get_help(own)}\n```")
+    return "\n\n".join(parts)
+
+
+def known() -> str:
+    """Tables of what is known."""
+    methods = _table(("method", "what it is"), [(m.name, m.summary) for m in all_methods().values()])
+    families = _table(
+        ("model_type", "tasks", "PEFT's default targets"),
+        [(name, ", ".join(f.tasks), ", ".join(f.default_targets)) for name, f in sorted(all_families().items())],
+    )
+    models = _table(
+        ("model", "architecture", "parameters"),
+        [(m.name, m.family, f"{m.parameters:,}" if m.parameters else "?") for m in all_models()],
+    )
+    gpus = _table(
+        ("gpu", "name", "compute capability", "memory as PyTorch sees it", "bandwidth", "source"),
+        [
+            (
+                g.slug,
+                g.name,
+                "{}.{}".format(*g.compute_capability),
+                f"{format_bytes(g.total_bytes)} ({g.memory_basis})",
+                f"{g.hbm_bytes_per_s / 1e9:.0f} GB/s",
+                g.source,
+            )
+            for g in all_gpus()
+        ],
+    )
+    parts = [
+        "# What is known",
+        f"## Methods\n\n{methods}",
+        f"## Optimizers\n\n{', '.join(sorted(OPTIMIZERS))}",
+        f"## Quantizations\n\n{', '.join(QUANTIZATIONS)}",
+        f"## Architectures with a recipe\n\n{families}",
+        f"## Bundled models\n\n{models}",
+        f"## GPUs\n\n{gpus}",
+    ]
+    return "\n\n".join(parts)
+
+
+def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [headers, tuple("---" for _ in headers), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+PAGES = {"cli.md": command_line, "known.md": known}
+
+
+def run(check: bool) -> int:
+    """Write every page, or compare it; return the exit status."""
+    stale = []
+    for name, make in PAGES.items():
+        path, text = DOCS / name, HEAD + make() + "\n"
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    for name in stale:
+        sys.stderr.write(f"docs/{name} {'is not current: run `make docs`' if check else 'written'}\n")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(run("--check" in sys.argv[1:]))

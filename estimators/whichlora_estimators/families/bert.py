@@ -1,0 +1,314 @@
+"""BERT: learned positions, norms behind the sums, dropout, heads for sentences, tokens and masked words (transformers/models/bert, 5.23).
+
+A head is never quantized here: PEFT trains a copy of it, and refuses to where it is quantized, so loading has to leave it
+out (`llm_int8_skip_modules`).
+
+# B batch, T tokens, D width, H heads, E head width
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar
+
+from .. import attention, layers, ops
+from ..layers import Build, LayerNorm, Linear, token_ids
+from ..tape import BOOL, INT64, LOGITS_AND_LOSS, Leaf, Tensor
+from ..workload import Workload
+from .base import Config, Context, Model, family, with_input_grad
+
+
+class Attention:
+    """Projections, attention in both directions, output projection, dropout, norm of the sum."""
+
+    def __init__(self, c: Config, build: Build) -> None:
+        width, self.heads = c.count("hidden_size"), c.count("num_attention_heads")
+        self.q = build.linear("query", width, width, bias=True)
+        self.k = build.linear("key", width, width, bias=True)
+        self.v = build.linear("value", width, width, bias=True)
+        self.output = Output(c, build, width)
+        self.dropout = c.rate("attention_probs_dropout_prob")
+
+    def __call__(self, x: Tensor, mask: Tensor | None, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Map [B, T, D] to [B, T, D]; eager attention also returns its probabilities."""
+        out, weights = self._attended(x, mask, context)
+        return self.output(out, x), weights
+
+    def _attended(self, x: Tensor, mask: Tensor | None, context: Context) -> tuple[Tensor, Tensor | None]:
+        q = self.q(x).heads(self.heads)
+        k = self.k(x).heads(self.heads)
+        v = self.v(x).heads(self.heads)
+        if context.attention == "sdpa":
+            return attention.attend(q, k, v, mask, kind="sdpa", dropout=self.dropout)
+        return _eager(q, k, v, mask, self.dropout)
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+    """Attend by separate operators: under autocast the probabilities stay fp32."""
+    weights = ops.scale(attention.products(q, k))
+    if mask is not None:
+        weights = ops.add(weights, mask)
+    weights = ops.softmax(weights)
+    weights = ops.dropout(weights, rate)
+    return attention.heads_last(attention.weighted(weights, v)), weights
+
+
+class Output:
+    """norm(dropout(dense(x)) + residual)."""
+
+    def __init__(self, c: Config, build: Build, n_in: int) -> None:
+        self.dense = build.linear("dense", n_in, c.count("hidden_size"), bias=True)
+        self.norm = LayerNorm(build, "LayerNorm", c.count("hidden_size"))
+        self.dropout = c.rate("hidden_dropout_prob")
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Map [B, T, N] and [B, T, D] to [B, T, D]."""
+        x = self.dense(x)
+        x = ops.dropout(x, self.dropout)
+        x = self.norm(ops.add(x, residual))
+        return x  # noqa: RET504 - the norm's input dies with its call, the dropout's output here
+
+
+class Layer:
+    """Attention, then the MLP."""
+
+    def __init__(self, c: Config, build: Build) -> None:
+        width, inner = c.count("hidden_size"), c.count("intermediate_size")
+        self.attention = Attention(c, build)
+        self.widen = build.linear("dense", width, inner, bias=True)
+        self.act = layers.find_activation(c.get("hidden_act"))
+        self.output = Output(c, build, inner)
+
+    def __call__(self, x: Tensor, mask: Tensor | None, context: Context) -> Tensor:
+        """Map [B, T, D] to [B, T, D]."""
+        attended, weights = self.attention(x, mask, context)
+        out = self._fed(attended)
+        del weights  # held to the end, as in the real one
+        return out
+
+    def _fed(self, x: Tensor) -> Tensor:
+        return self.output(self._widened(x), x)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        x = self.widen(x)
+        return self.act(x)
+
+
+class Head:
+    """What comes behind the layers for one task."""
+
+    #: What PEFT trains a copy of.
+    weights: list[Tensor]
+
+    def copied(self, build: Build) -> None:
+        """Replace the weights that PEFT saves whole by copies that train; the originals stay where they are."""
+        kept, copies = [], []
+        for weight in self.weights:
+            with build.tape.tagged("adapters"):
+                copy = build.tape.new(weight.shape, weight.dtype)
+            kept.append(Tensor(build.tape, weight.storage, weight.shape, weight.dtype))
+            weight.storage, weight.node = copy.storage, Leaf()
+            copies.append(weight)
+        self.kept = kept
+
+    @abstractmethod
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
+        """Return the loss of [B, T, D], and the logits."""
+
+
+class SentenceHead(Head):
+    """A dense layer with tanh on the first token, which LoRA may adapt, and the classifier (BertForSequenceClassification)."""
+
+    def __init__(self, c: Config, build: Build) -> None:
+        width = c.count("hidden_size")
+        self.pooler = build.linear("dense", width, width, bias=True)
+        self.classifier = build.head("classifier", width, label_count(c), bias=True)
+        self.weights = weights_of(self.classifier)
+        self.dropout = classifier_dropout(c)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
+        """Classify [B, T, D]: one label a sample."""
+        pooled = self._pooled(hidden)
+        pooled = ops.dropout(pooled, self.dropout)
+        logits = self.classifier(pooled)
+        return ops.cross_entropy(logits, labels), logits
+
+    def _pooled(self, hidden: Tensor) -> Tensor:
+        pooled = self.pooler(first_token(hidden))
+        return ops.activation_of_result(pooled)
+
+
+def first_token(hidden: Tensor) -> Tensor:
+    """View the first token's row of each sample, [B, D]; backward fills a gradient of all tokens."""
+    first = Tensor(hidden.tape, hidden.storage, (hidden.shape[0], hidden.shape[2]), hidden.dtype)
+    hidden.tape.record(first, (hidden,), (), lambda g: (g.tape.new(hidden_shape, g.dtype),))
+    hidden_shape = hidden.shape
+    return first
+
+
+class TokenHead(Head):
+    """Dropout and a classifier for every token (BertForTokenClassification)."""
+
+    def __init__(self, c: Config, build: Build) -> None:
+        self.classifier = build.head("classifier", c.count("hidden_size"), label_count(c), bias=True)
+        self.weights = weights_of(self.classifier)
+        self.dropout = classifier_dropout(c)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
+        """Classify [B, T, D]: one label a token."""
+        hidden = ops.dropout(hidden, self.dropout)
+        logits = self.classifier(hidden)
+        rows = logits.view(labels.numel, logits.shape[-1])
+        return ops.cross_entropy(rows, labels), logits
+
+
+class WordHead(Head):
+    """A dense layer, activation, norm, and the decoder, whose weight is the embedding's (BertForMaskedLM, RobertaForMaskedLM)."""
+
+    def __init__(self, c: Config, build: Build, embedding: Tensor) -> None:
+        width, vocab = c.count("hidden_size"), c.count("vocab_size")
+        self.transform = build.linear("dense", width, width, bias=True)
+        self.act = layers.find_activation(c.get("hidden_act"))
+        self.norm = LayerNorm(build, "LayerNorm", width)
+        tied = embedding if c.flag("tie_word_embeddings") else None
+        self.decoder = build.head("decoder", width, vocab, bias=True, tied=tied)
+        self.weights = []
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
+        """Predict the words of [B, T, D], in the dtype of the model."""
+        x = self._transformed(hidden)
+        with hidden.tape.tagged(LOGITS_AND_LOSS):
+            logits = self.decoder(x)
+            del x
+            rows = logits.view(labels.numel, logits.shape[-1])
+            return ops.cross_entropy(rows, labels), logits
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        x = self.transform(x)
+        x = self.act(x)
+        return self.norm(x)
+
+
+def label_count(c: Config) -> int:
+    named = c.get("id2label")
+    return len(named) if named else c.count("num_labels")
+
+
+def weights_of(layer: Linear) -> list[Tensor]:
+    assert layer.weight is not None
+    return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+
+
+def classifier_dropout(c: Config) -> float:
+    return c.rate("hidden_dropout_prob" if c.get("classifier_dropout") is None else "classifier_dropout")
+
+
+class Encoder(Model):
+    """Embeddings with a norm and dropout, layers, a head."""
+
+    tasks = ("seq-cls", "token-cls", "masked-lm")
+    default_targets = ("query", "value")
+
+    def make(self, c: Config, build: Build) -> None:
+        """Allocate embeddings, layers and the head of the task."""
+        width = c.count("hidden_size")
+        self.embed = build.parameter("word_embeddings.weight", c.count("vocab_size"), width)
+        self.position_table = build.parameter("position_embeddings.weight", c.count("max_position_embeddings"), width)
+        self.type_table = build.parameter("token_type_embeddings.weight", c.count("type_vocab_size"), width)
+        self.norm, self.dropout = LayerNorm(build, "LayerNorm", width), c.rate("hidden_dropout_prob")
+        for _ in ("position_ids", "token_type_ids"):
+            build.buffer(1, c.count("max_position_embeddings"), dtype=INT64)
+        self.blocks = [Layer(c, build) for _ in range(c.count(self.layers_key))]
+        make_head: dict[str, Callable[[], Head]] = {
+            "seq-cls": partial(self.sentence_head, c, build),
+            "token-cls": partial(TokenHead, c, build),
+            "masked-lm": partial(WordHead, c, build, self.embed),
+        }
+        self.head = make_head[build.task]()
+
+    def sentence_head(self, c: Config, build: Build) -> Head:
+        """Make the head that classifies sentences."""
+        return SentenceHead(c, build)
+
+    def save_head(self) -> None:
+        """Copy the classifier and train the copy."""
+        self.head.copied(self.build)
+
+    def make_inputs(self, workload: Workload) -> list[Tensor]:
+        """Allocate ids [B, T], labels [B] or [B, T], and a mask."""
+        tape, shape = self.build.tape, (workload.batch_size, workload.seq_len)
+        ids = [token_ids(tape, *shape) for _ in range(2 if workload.padded else 1)]
+        labels = token_ids(tape, *(shape[:1] if workload.task == "seq-cls" else shape))
+        return [ids[0], labels, *ids[1:]]
+
+    def step_loss(self, inputs: Sequence[Tensor], context: Context) -> tuple[Tensor, object]:
+        """Return the loss of the task, and the logits."""
+        hidden = self.encoded(inputs[0], context)
+        hidden.tape.mark("loss")
+        return self.head.loss(hidden, inputs[1])
+
+    def encoded(self, ids: Tensor, context: Context) -> Tensor:
+        """Map ids [B, T] to hidden states [B, T, D]."""
+        tape = ids.tape
+        embedded = x = self.embedded(ids, context)
+        mask = self._mask(x, ids, context)
+        for index, block in enumerate(self.blocks):
+            tape.mark(f"layer {index}")
+            run = partial(block, x, mask, context)
+            x = tape.checkpoint(run) if context.checkpointing else run()
+            del run
+        del embedded  # held until the model returns
+        return x
+
+    def embedded(self, ids: Tensor, context: Context) -> Tensor:
+        """Sum the embeddings of words, types and positions, normalise, drop out."""
+        numbers, of_type = self.position_numbers(ids)
+        words = with_input_grad(ops.embedding(ids, self.embed), context)
+        types = ops.embedding(of_type, self.type_table)
+        x = ops.add(words, types)
+        positions = ops.embedding(numbers, self.position_table)
+        x = ops.add(x, positions)
+        x = self.norm(x)
+        x = ops.dropout(x, self.dropout)
+        del words, types, positions
+        return x
+
+    def position_numbers(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the numbers of positions, [1, T] of a buffer, and the types of tokens."""
+        batch, tokens = ids.shape
+        gathered = ids.tape.new((1, tokens), INT64)
+        types = Tensor(ids.tape, gathered.storage, (batch, tokens), INT64)
+        return Tensor(ids.tape, self.build.buffers[0].storage, (1, tokens), INT64), types
+
+    def _mask(self, x: Tensor, ids: Tensor, context: Context) -> Tensor | None:
+        """Make the mask of padding, none where nothing is padded: bool for sdpa, float for eager."""
+        if not context.padded:
+            return None
+        batch, tokens = ids.shape
+        allowed = x.tape.new((batch, 1, tokens, tokens), BOOL)
+        x.tape.launch(allowed.bytes)
+        return allowed if context.attention == "sdpa" else ops.cast(allowed, x.dtype)
+
+
+@family("bert")
+class Bert(Encoder):
+    """The recipe."""
+
+    defaults: ClassVar = {
+        "vocab_size": 30522,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "num_labels": 2,
+        "tie_word_embeddings": True,
+    }
+
+

@@ -1,0 +1,55 @@
+"""RoBERTa: BERT with positions counted from the ids and a classifier of two layers (transformers/models/roberta, 5.23)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .. import ops
+from ..layers import Build, plain_linear
+from ..tape import BOOL, INT32, INT64, Tensor
+from .base import Config, family
+from .bert import Bert, Encoder, Head, classifier_dropout, first_token, label_count, weights_of
+
+
+class RobertaSentenceHead(Head):
+    """Dropout, a dense layer with tanh, dropout and a projection, on the first token; PEFT trains a copy of it all."""
+
+    def __init__(self, c: Config, build: Build) -> None:
+        width = c.count("hidden_size")
+        self.dense = plain_linear(build, "classifier.dense", width, width, bias=True)
+        self.out = plain_linear(build, "classifier.out_proj", width, label_count(c), bias=True)
+        self.weights = [*weights_of(self.dense), *weights_of(self.out)]
+        self.dropout = classifier_dropout(c)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify [B, T, D]: one label a sample."""
+        logits = self._logits(first_token(hidden))
+        return ops.cross_entropy(logits, labels), logits
+
+    def _logits(self, x: Tensor) -> Tensor:
+        x = ops.dropout(x, self.dropout)
+        x = self.dense(x)
+        x = ops.activation_of_result(x)
+        x = ops.dropout(x, self.dropout)
+        return self.out(x)
+
+
+@family("roberta", "xlm-roberta")
+class Roberta(Encoder):
+    """The recipe."""
+
+    defaults: ClassVar = {**Bert.defaults, "vocab_size": 50265}
+
+    def sentence_head(self, c: Config, build: Build) -> Head:
+        """Make the head that classifies sentences."""
+        return RobertaSentenceHead(c, build)
+
+    def position_numbers(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Count the positions of each sample, [B, T], from its ids."""
+        tape = ids.tape
+        counted = tape.new(ids.shape, INT32)
+        unpadded = tape.new(ids.shape, BOOL)
+        del unpadded
+        numbers = tape.new(ids.shape, INT64)
+        del counted
+        return numbers, tape.new(ids.shape, INT64)

@@ -1,0 +1,39 @@
+"""The buffer that a sum over the rows of a matrix takes while it runs.
+
+Source: setReduceConfig and ReduceConfig::global_memory_size in aten/src/ATen/native/cuda/Reduce.cuh (torch 2.14). Where
+one block of threads would have too many values to add up, several blocks share an output, and every thread leaves its
+partial sum in global memory.
+"""
+
+from __future__ import annotations
+
+_THREADS = 512  # in a block, shared among the elements of a vector
+_WARP = 32
+_FEW_VALUES, _MANY_VALUES = 16, 256  # per thread
+_ACCUMULATOR_BYTES = 4  # sums of 16-bit values are kept in fp32
+
+#: Threads that the card runs at once: those of an A100 (108 multiprocessors of 2048).
+RESIDENT_THREADS = 108 * 2048
+
+
+def column_sum_bytes(rows: int, columns: int) -> int:
+    """Bytes of partial sums when [rows, columns] is summed to [columns]; 0 where each block finishes its own."""
+    vector = next(width for width in (4, 2, 1) if columns % width == 0)
+    threads = _THREADS // vector
+    across = min(_last_power_of_two(columns // vector), threads)
+    height = min(_last_power_of_two(rows), threads, threads // min(across, _WARP))
+    width = min(across, threads // height)
+    values = rows
+    if values < height * _FEW_VALUES and values < _MANY_VALUES:
+        return 0
+    values = -(-values // height)
+    blocks = -(-columns // (vector * width))
+    wanted = RESIDENT_THREADS // (width * height)
+    if values < _MANY_VALUES or blocks > wanted:
+        return 0
+    shares = max(min(-(-wanted // blocks), -(-values // _FEW_VALUES)), -(-values // _MANY_VALUES))
+    return _ACCUMULATOR_BYTES * columns * shares * width * vector if shares > 1 else 0
+
+
+def _last_power_of_two(count: int) -> int:
+    return 1 << (max(count, 1).bit_length() - 1)

@@ -1,0 +1,75 @@
+"""A card that is not there, and programs that run on it in a process of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from whichlora_estimators.gpus import Gpu, all_gpus
+
+ROOT = Path(__file__).parents[2]
+_LAST_WORD = "\nimport json as _json; print('\\n' + _json.dumps(result))\n"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a program left: its `result` (a dict that it filled), its exit code, and what it said."""
+
+    result: dict[str, Any]
+    exit_code: int
+    stderr: str
+
+
+def card(capability: str = "8.0", *, gib: float = 80) -> Gpu:
+    """Return a made-up card of a compute capability and a size."""
+    major, minor = capability.split(".")
+    return dataclasses.replace(
+        all_gpus()[0],
+        name=f"Null {capability}",
+        compute_capability=(int(major), int(minor)),
+        sm_count=100,
+        total_bytes=int(gib * 2**30),
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compile into a cache of this session's own."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("needs PyTorch (the gpu extra)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHICHLORA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("TRANSFORMERS_VERBOSITY", "error")
+        yield
+
+
+@pytest.fixture(scope="session")
+def on_null(_own_cache: None) -> Callable[..., Ran]:
+    """Return a function that runs a program on a card and returns what it left; the program fills the dict `result`."""
+    from whichlora.nulldevice import environment
+
+    def run(program: str, gpu: Gpu | None = None, *, extra: dict[str, str] | None = None, **options: Any) -> Ran:
+        variables = {**os.environ, **environment(gpu or card(), **options), **(extra or {})}
+        path = [variables.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "estimators")]
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        command = [sys.executable, "-c", "result = {}\n" + program + _LAST_WORD]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+        result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+        return Ran(result=result, exit_code=done.returncode, stderr=done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_card() -> Gpu:
+    """Return a card of 1 GiB."""
+    return card(gib=1)
