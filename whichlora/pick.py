@@ -145,7 +145,7 @@ def _stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
 
 def _rows(config: PickConfig, shape: ModelShape, workload: Workload, batch_sizes: tuple[int, ...]) -> list[Row]:
     """Try a setup at every batch size; what cannot be predicted is one row that says why."""
-    limit_bytes = _memory_limit(config, workload.phase)
+    limit_bytes = memory_limit(config, workload.phase)
     floor_bytes = weight_floor_bytes(shape, workload) + context_bytes(config.gpu)
     blank = Row(model=shape.name, parameters=_size(shape), workload=workload)
     if floor_bytes > limit_bytes:
@@ -183,7 +183,7 @@ def _judged(config: PickConfig, blank: Row, setup: _Setup, batch: int) -> Row:
     workload = setup.workload.with_(batch_size=batch)
     peak_bytes = setup.peak_bytes(batch)
     least, most = (size + context_bytes(config.gpu) for size in reserved_range(workload, peak_bytes))
-    limit_bytes = _memory_limit(config, workload.phase)
+    limit_bytes = memory_limit(config, workload.phase)
     verdict = judge(least, most, limit_bytes)
     reasons = []
     if verdict is not Verdict.FITS:
@@ -223,7 +223,8 @@ def _total_s(config: PickConfig, workload: Workload, times: Times) -> float | No
     return config.epochs * ceil(config.samples / workload.batch_size) * times.step_s
 
 
-def _memory_limit(config: PickConfig, phase: str) -> int:
+def memory_limit(config: PickConfig, phase: str) -> int:
+    """Return the process bytes that a phase may take: what the config allows, and no more than the card has."""
     asked = (config.stage1 if phase == "generate" else config.stage2).peak_memory_bytes
     return config.gpu.total_bytes if asked is None else min(asked, config.gpu.total_bytes)
 
@@ -242,7 +243,7 @@ def _choose(config: PickConfig, rows: list[Row]) -> tuple[Row | None, Prediction
     for row in ranked(config, rows):
         assert row.workload is not None
         prediction = predict(row.workload, config.gpu)
-        if prediction.process.high_bytes <= _memory_limit(config, "train"):
+        if prediction.process.high_bytes <= memory_limit(config, "train"):
             return row, prediction
     return None, None
 

@@ -18,6 +18,18 @@ def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def search_packed(like: Tensor, batch: int, tokens: int) -> None:
+    """Look for several sequences in one row, as Transformers does without a mask (masking_utils.find_packed_sequence_indices)."""
+    new, shape = like.tape.new, (batch, tokens)
+    extended = new((batch, tokens + 1), INT64)
+    steps = new(shape, INT64)
+    del extended
+    starts, sums = new(shape, BOOL), new(shape, INT64)
+    converted = new(shape, INT64)
+    like.tape.launch(4 * steps.bytes)
+    del converted, starts, sums, steps
+
+
 def causal_mask(like: Tensor, *, batch: int, queries: int, keys: int, padded: bool, kind: str) -> Tensor | None:
     """Make the mask that Transformers hands to every layer: none for unpadded sdpa, bool for sdpa, float for eager."""
     if kind == "sdpa" and not padded:
@@ -96,7 +108,7 @@ def eager(
         scores = ops.add(scores, mask)
     scores = ops.cast(ops.softmax(scores, FP32 if upcast else None), q.dtype)
     scores = ops.dropout(scores, dropout)
-    return heads_last(ops.matmul(scores, _batched(v))), scores
+    return heads_last(ops.matmul(scores, v)), scores
 
 
 def products(q: Tensor, k: Tensor) -> Tensor:
@@ -106,17 +118,11 @@ def products(q: Tensor, k: Tensor) -> Tensor:
 
 def weighted(scores: Tensor, v: Tensor) -> Tensor:
     """Multiply probabilities [B, H, T, S] with values."""
-    return ops.matmul(scores, _batched(v))
+    return ops.matmul(scores, v)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    q, k = _batched(q), _batched(k)
     return ops.matmul(q, ops.transpose(k))
-
-
-def _batched(x: Tensor) -> Tensor:
-    """Make batch and heads one dimension, as a batched product needs: a copy where memory order forbids a view."""
-    return ops.copy(x) if x.strided and x.shape[0] > 1 else x
 
 
 def heads_last(out: Tensor) -> Tensor:
@@ -143,16 +149,25 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float
     grouped = groups > 1 and mask is None and q.shape[-1] == v.shape[-1] <= 256
     if groups > 1 and not grouped:
         if q.shape[2] == 1:
-            q = q.view(q.shape[0], k.shape[1], groups, q.shape[-1])
-        else:
-            k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
+            return _packed(q, k, v, mask, dropout=dropout)
+        k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
     return heads_last(_fused(q, k, v, mask, dropout=dropout))
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
+    """Attend one query token [B, H, 1, E]: heads that share a key become its queries, and the result is put in order."""
+    batch, heads, _, width = q.shape
+    kv_heads = k.shape[1]
+    out = _fused(q.view(batch, kv_heads, heads // kv_heads, width), k, v, mask, dropout=dropout)
+    if out.strided and kv_heads > 1:
+        out = ops.copy(out)
+    return out.view(batch, 1, heads * width)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
     """Run the kernel that PyTorch picks, on inputs that autocast may cast first; the caller holds what was cast."""
     if q.tape.autocast is not None:
-        q, k, v = (ops.cast(t, q.tape.autocast) for t in (q, k, v))
+        v, k, q = (ops.cast(t, q.tape.autocast) for t in (v, k, q))  # from the last argument to the first
     half = q.dtype in (BF16, FP16)
     if half and mask is None and q.shape[-1] <= 256:
         return flash(q, k, v, dropout=dropout)
@@ -231,7 +246,8 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
     tape, dtype = q.tape, q.dtype
-    bias = None if mask is None else _mask_bias(mask, dtype)
+    bias = None if mask is None else _mask_bias(mask, batch, dtype)
+    learned = bias is not None and bias.node is not None
     seed, offset = tape.new((1,), INT64), tape.new((1,), INT64)
     out = tape.new((batch, heads, queries, v.shape[-1]), dtype)
     out.strided = True
@@ -249,13 +265,14 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dq.strided = dk.strided = dv.strided = True
         grouped = k.shape[1] != heads
         expanded = [new((batch, heads, keys, width), dtype) for _ in range(2)] if grouped else []
+        dbias = new((batch, heads, queries, _round_up(keys, 16)), dtype) if learned else None
         delta = _output_dot_gradient(g, batch, heads, queries)
         workspace = new((batch * heads * _workspace_elements(dtype, queries, keys, width, batch * heads),), FP32)
         _launch(dq, 2 * moved, batch * heads, keys, products=5, causal=causal)
         del delta, workspace, expanded
-        return dq, dk, dv
+        return dq, dk, dv, dbias
 
-    tape.record(out, (q, k, v), (q, k, v, bias, out.detach(), lse, seed, offset), backward)
+    tape.record(out, (q, k, v, bias), (q, k, v, bias, out.detach(), lse, seed, offset), backward)
     return out
 
 
@@ -292,18 +309,22 @@ def _any_node(*tensors: Tensor) -> bool:
     return any(tensor.node is not None for tensor in tensors)
 
 
-def _mask_bias(mask: Tensor, dtype: Dtype) -> Tensor:
+def _mask_bias(mask: Tensor, batch: int, dtype: Dtype) -> Tensor:
     rows, heads, queries, keys = mask.shape
-    bias = mask
-    if mask.dtype is not dtype:
-        bias = mask.tape.new((rows, heads, queries, keys), dtype)
-        mask.tape.launch(mask.bytes + bias.bytes)
+    bias = ops.cast(mask, dtype)
     aligned = _round_up(keys, 8)
-    if aligned == keys:
-        return bias
-    padded = mask.tape.new((rows, heads, queries, aligned), dtype)
-    mask.tape.launch(bias.bytes + padded.bytes)
-    return padded
+    if aligned != keys:
+        bias = _pad(bias, aligned)
+    if bias.node is not None and rows != batch:
+        bias = _repeated(bias, batch)
+    return bias
+
+
+def _repeated(bias: Tensor, batch: int) -> Tensor:
+    """View a learned bias once per sample; its gradient is summed over the batch."""
+    out = Tensor(bias.tape, bias.storage, (batch, *bias.shape[1:]), bias.dtype)
+    bias.tape.record(out, (bias,), (), lambda g: (ops.summed(g, bias.shape),))
+    return out
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -48,11 +48,18 @@ def _like(g: Tensor) -> Tensor:
     return _pointwise(g, g.shape, g.dtype, g.bytes)
 
 
+def summed(g: Tensor, shape: Shape) -> Tensor:
+    """Sum a gradient to a smaller shape."""
+    return _pointwise(g, shape, g.dtype, g.bytes)
+
+
 def cast(x: Tensor, dtype: Dtype) -> Tensor:
     """Convert to another dtype: a copy, or `x` itself where it has that dtype."""
     if x.dtype is dtype:
         return x
     out = _pointwise(x, x.shape, dtype, x.bytes)
+    if out.strided and x.storage is not None and x.tape.sizes[x.storage.index] < x.bytes:
+        out.strided = False  # a repeated view becomes an ordinary tensor
     original = x.dtype
     x.tape.record(out, (x,), (), lambda g: (cast(g, original),))
     return out
@@ -180,7 +187,11 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     mask = _pointwise(x, x.shape, BOOL, 0)
     out = _like(x)
-    x.tape.record(out, (x,), (mask,), lambda g, m: (_pointwise(g, g.shape, g.dtype, g.bytes + m.bytes),))
+
+    def backward(g: Tensor, mask: Tensor) -> tuple[Tensor | None, ...]:
+        return (_pointwise(g, g.shape, g.dtype, g.bytes + mask.bytes),)
+
+    x.tape.record(out, (x,), (mask,), backward, saves_results=True)
     return out
 
 
@@ -258,7 +269,13 @@ def repeat_heads(x: Tensor, times: int) -> Tensor:
         out = _pointwise(x, (batch, heads * times, length, width), x.dtype, x.bytes)
         out.strided = False
     shape = x.shape
-    x.tape.record(out, (x,), (), lambda g: (_pointwise(g, shape, g.dtype, g.bytes),))
+
+    def backward(g: Tensor) -> tuple[Tensor | None, ...]:
+        grad = _pointwise(g, shape, g.dtype, g.bytes)
+        grad.strided = False
+        return (grad,)
+
+    x.tape.record(out, (x,), (), backward)
     return out
 
 
@@ -307,7 +324,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         grad_b = tape.new(weight.shape, weight.dtype) if weight is not None and needs[2] else None
         return grad_x, grad_w, grad_b
 
-    tape.record(out, inputs, (x, weight, mean, rstd), backward)
+    tape.record(out, inputs, (x, weight, mean, rstd), backward, saves_results=True)
     return out
 
 
@@ -369,7 +386,9 @@ class _View(Tensor):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply [..., K] by a weight [N, K]: the weight is saved where x wants a gradient, x where the weight does."""
     if x.tape.autocast is not None:
-        x, weight, bias = _autocast(x), _autocast(weight), bias and _autocast(bias)
+        bias = bias and _autocast(bias)  # from the last argument to the first
+        weight = _autocast(weight)
+        x = _autocast(x)
     n, k = weight.shape
     m = x.numel // k
     out = x.tape.new((*x.shape[:-1], n), x.dtype)
@@ -401,9 +420,11 @@ def _input_gradient(g: Tensor, shape: Shape, n: int) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply [..., M, K] by [..., K, N], batch for batch; a gradient in another memory order is copied first."""
+    """Multiply [..., M, K] by [..., K, N], batch for batch; what lies in another memory order is copied first."""
     if a.tape.autocast is not None:
-        a, b = _autocast(a), _autocast(b)
+        b = _autocast(b)
+        a = _autocast(a)
+    left, right = _batched(a), _batched(b)
     m, k = a.shape[-2:]
     n = b.shape[-1]
     batch = a.numel // (m * k)
@@ -422,23 +443,31 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
             matmul_kernel(grad_a, batch, m, k, n)
         return grad_a, grad_b
 
-    a.tape.record(out, (a, b), (a if need_b else None, b if need_a else None), backward)
+    a.tape.record(out, (left, right), (left if need_b else None, right if need_a else None), backward)
     seen = Tensor(a.tape, out.storage, out.shape, out.dtype)
     a.tape.record(seen, (out,), (), lambda g: (_like(g) if g.strided and g.shape[0] > 1 else g,))
     return seen
 
 
+def _batched(x: Tensor) -> Tensor:
+    """Make batch and heads one dimension, as a batched product needs: a copy where memory order forbids a view."""
+    return copy(x) if x.strided and x.shape[0] > 1 else x
+
+
 def transpose(x: Tensor) -> Tensor:
     """View [..., M, N] as [..., N, M]."""
     seen = Tensor(x.tape, x.storage, (*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
+    seen.strided = x.strided
     shape = x.shape
     x.tape.record(seen, (x,), (), lambda g: (Tensor(g.tape, g.storage, shape, g.dtype),))
     return seen
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over rows of [N, V]: the log-softmax is saved, and backward makes two more of its size."""
-    logits = _fp32_under_autocast(logits)
+    """Mean cross entropy over rows of [N, V]: the log-softmax is saved, and backward makes two more of its size.
+
+    Autocast leaves the log-softmax in the dtype of the logits and casts what the loss reads to fp32.
+    """
     tape, shape = logits.tape, logits.shape
     log_probs = _like(logits)
     tape.record(
@@ -447,7 +476,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         (log_probs.detach(),),
         lambda g, result: (_pointwise(g, g.shape, g.dtype, g.bytes + result.bytes),),
     )
-    loss, weight = tape.new((1,), logits.dtype), tape.new((1,), logits.dtype)
+    log_probs = _fp32_under_autocast(log_probs)
+    loss, weight = tape.new((1,), log_probs.dtype), tape.new((1,), log_probs.dtype)
     tape.launch(labels.bytes)
 
     def backward(g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from .errors import UnknownName
+from .reductions import column_sum_bytes
 from .tape import FP32, UINT8, Tensor
 
 OPTIMIZERS: dict[str, Optimizer] = {}
@@ -151,12 +153,34 @@ class Adafactor(Optimizer):
         return state
 
     def step(self, parameters: Sequence[Tensor]) -> None:
-        """Go through the parameters one at a time: fp32 copies of weight and gradient, the update, and a product with it."""
+        """Go through the parameters one at a time; what one leaves in a variable dies where the next one sets it."""
+        grad = weight = update = None
         for p in parameters:
-            copies = [] if p.dtype is FP32 else [p.tape.new(p.shape, FP32) for _ in range(2)]
-            update = [p.tape.new(p.shape, FP32) for _ in range(3)]
+            new = partial(p.tape.new, p.shape, FP32)
+            half = p.dtype is not FP32
+            grad = None  # until here that of the parameter before
+            grad = new() if half else None
+            weight = None
+            weight = new() if half else None
+            squares = new()
+            update = new()
+            del squares
+            factor = _averaged_rows(p) if len(p.shape) >= 2 else None
+            update = new()
+            del factor
+            new()  # minus the update
             p.tape.launch(12 * 4 * p.numel)
-            del copies, update
+        del grad, weight, update
+
+
+def _averaged_rows(p: Tensor) -> Tensor:
+    """Average [..., R, C] over columns, then over rows; return the factor of the rows."""
+    rows, columns = p.shape[-2:]
+    p.tape.new(p.shape[:-1], FP32)
+    average = p.tape.new((*p.shape[:-2], columns), FP32)
+    p.tape.new((column_sum_bytes(rows, columns),), UINT8)
+    del average
+    return p.tape.new(p.shape[:-1], FP32)
 
 
 def _by_dtype(parameters: Sequence[Tensor]) -> list[list[Tensor]]:

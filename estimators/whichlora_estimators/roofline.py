@@ -1,8 +1,8 @@
 """Time from the roofline: each launch's duration on a card, and a step on two lanes, host and device.
 
 A matrix product is cut into tiles that the card's SMs work on in waves; everything else is bound by the bytes it moves.
-The constants are few and mean something; `data/roofline.json` holds their values, what they were fitted on, and the error
-on cards that were held out.
+The constants are few and mean something; `data/roofline.json` holds their values, what they were fitted on, and the
+error on cards that were held out.
 
 # m x n result, k summed over; all of it `batch` times
 """
@@ -26,8 +26,8 @@ _DATA = Path(__file__).with_name("data") / "roofline.json"
 
 #: Tiles of a result that libraries offer, long edge first (CUTLASS and cuBLAS kernel names, e.g. 256x128 and 64x32).
 TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (32, 32))
-#: A product's k is split over SMs that would idle, but into parts no shorter than this (cuBLAS split-k kernels).
-SHORTEST_SPLIT = 128
+#: A product's k is split over SMs that would idle (split-k kernels), but into few parts and none shorter than this.
+SHORTEST_SPLIT, MOST_SPLITS = 128, 16
 #: Queries that one block of fused attention works on (FlashAttention 2, kBlockM of head widths up to 128).
 ATTENTION_ROWS = 128
 #: int8 tensor cores do twice the operations of fp16, from Turing on (NVIDIA's architecture whitepapers).
@@ -40,11 +40,12 @@ POWER_SUFFICES_FROM = (9, 0)
 class RooflineConstants:
     """What the data sheet of a card does not say.
 
-    Shares are of the rated FLOP/s or bandwidth; `flops_per_joule` is what tensor cores sustain for the card's power, the
-    lower of the two counts. `tile_overhead` is the extra time of a tile of edges a, b over the sum
-    of 1/a and 1/b: operands come through shared memory. `wave_rounding` says how much of a last wave's idle SMs is lost
-    (1: all of it). `fill_k` is the k that filling a tile's pipeline costs. `cached_share` of the L2 serves kernels that
-    move little at `cache_speedup` times the memory's bandwidth.
+    Shares are of the rated FLOP/s or bandwidth. `flops_per_joule` is what tensor cores sustain for the card's power;
+    the lower of the two counts. `tile_overhead` is the extra time of a tile of edges a and b over 1/a + 1/b, since
+    operands come through shared memory. `wave_rounding` says how much of a last wave's idle SMs is lost (1: all of it),
+    `product_start_s` what any product takes on top. `cached_share` of the L2 serves kernels that move little, at
+    `cache_speedup` times the memory's bandwidth. `host_s_per_launch` depends on the host and its Python: the mean of
+    machines that differ by a factor of two.
     """
 
     product_flops_share: float
@@ -52,7 +53,6 @@ class RooflineConstants:
     flops_per_joule: float
     tile_overhead: float
     wave_rounding: float
-    fill_k: float
     product_bandwidth_share: float
     product_start_s: float
     pointwise_bandwidth_share: float
@@ -82,7 +82,7 @@ class LaneTimes:
 def default_constants() -> RooflineConstants:
     """Return the constants of `data/roofline.json`."""
     document: dict[str, Any] = json.loads(_DATA.read_text(encoding="utf-8"))
-    return RooflineConstants(**{name: entry["value"] for name, entry in document["constants"].items()})
+    return RooflineConstants(**document["constants"])
 
 
 def lane_times(kernels: Sequence[Kernel], gpu: Gpu, *, constants: RooflineConstants | None = None) -> LaneTimes:
@@ -160,11 +160,11 @@ class Roofline:
         for a, b in TILES:
             tiles = kernel.batch * ceil(longer / a) * ceil(shorter / b)
             k_s = 2 * a * b * (1 + c.tile_overhead * (1 / a + 1 / b)) / sm_flops_per_s
-            best = min(best, max(memory_s, self._waves(tiles) * k_s * (kernel.k + c.fill_k)))
+            best = min(best, max(memory_s, self._waves(tiles) * k_s * kernel.k))
             splits = 2
-            while tiles * splits <= self.sm_count and kernel.k >= SHORTEST_SPLIT * splits:
-                work_s = self._waves(tiles * splits) * k_s * (kernel.k / splits + c.fill_k)
-                best = min(best, max(memory_s, work_s) + splits * part_s)
+            while tiles * splits <= self.sm_count and splits <= MOST_SPLITS:
+                part_k = max(kernel.k / splits, SHORTEST_SPLIT)
+                best = min(best, max(memory_s, self._waves(tiles * splits) * k_s * part_k) + splits * part_s)
                 splits *= 2
         return best + c.product_start_s
 

@@ -4,14 +4,15 @@ The same setup with another batch size makes the same events in the same order; 
 the batch. So timelines at two batches give every storage's size, and with it the bytes live at every place of the step.
 With one more layer, all places within a section of the step (a layer's forward, a layer's backward, the loss …) shift
 by the same number of bytes, so two shallow depths give the deep one. Both steps are exact, except that short cuts which
-small batches take (a 4-bit product that needs no dequantized copy, say) are not seen: a little too high there.
+small batches take (a 4-bit product that needs no dequantized copy, say) are not seen, a little too high there, and that
+the workspaces of reductions are no straight line. Times are computed at powers of two and are straight lines between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .estimate import BLOCK_BYTES, Times, times_of
 from .families import find_family
@@ -26,35 +27,37 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-BATCHES = (64, 96)
-
+#: The batches that timelines are laid out for.
+BATCHES = (16, 24)
 #: How many fields of a kernel are counts; the rest says what kind it is.
 _COUNTS = Kernel._fields.index("dtype")
 
 
 class NotAffine(Exception):
-    """Two timelines of one setup differ in more than sizes: lay the configuration out itself."""
+    """A setup that does not scale: too few layers, or other events at another batch. Lay such a one out itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Affine:
-    """Rows of integers as functions of the batch."""
+    """Integers as functions of the batch."""
 
     base: Ints
-    slope: Ints
+    rise: Ints
 
     def at(self, batch: int) -> Ints:
-        return self.base + (batch - BATCHES[0]) * self.slope // (BATCHES[1] - BATCHES[0])
+        return self.base + (batch - BATCHES[0]) * self.rise // (BATCHES[1] - BATCHES[0])
 
 
-def _affine(low: Sequence[Any], high: Sequence[Any]) -> _Affine:
-    """Fit rows seen at the two batches."""
+def _affine(low: Sequence[int], high: Sequence[int]) -> _Affine:
+    """Fit integers seen at the two batches."""
     import numpy as np
 
-    base, top = np.array(low, dtype=np.int64), np.array(high, dtype=np.int64)
-    if base.shape != top.shape:
-        raise NotAffine
-    return _Affine(base, top - base)
+    base = np.array(low, dtype=np.int64)
+    return _Affine(base, np.array(high, dtype=np.int64) - base)
+
+
+def _counts(timeline: Timeline) -> list[int]:
+    return [count for kernel in timeline.tape.kernels for count in kernel[:_COUNTS]]
 
 
 class _Depth:
@@ -65,12 +68,12 @@ class _Depth:
         import numpy as np
 
         low, high = (lay(workload.with_(batch_size=batch), config) for batch in BATCHES)
-        if low.tape.events != high.tape.events:
+        if low.tape.events != high.tape.events or len(low.tape.kernels) != len(high.tape.kernels):
             raise NotAffine
         self.timeline = low
         self.events = np.array(low.events(), dtype=np.int64)
         self.sizes = _affine(low.tape.sizes, high.tape.sizes)
-        self.kernels = _affine([k[:_COUNTS] for k in low.tape.kernels], [k[:_COUNTS] for k in high.tape.kernels])
+        self.counts = _affine(_counts(low), _counts(high))
         self.kinds = [kernel[_COUNTS:] for kernel in low.tape.kernels]
         self.starts, self.sections = _sections(self.timeline, layers)
 
@@ -89,7 +92,7 @@ class _Depth:
 
     def times(self, batch: int, gpu: Gpu) -> Times:
         """Return the times of this depth on a card."""
-        rows = self.kernels.at(batch).tolist()
+        rows = self.counts.at(batch).reshape(-1, _COUNTS).tolist()
         kernels = [Kernel(*row, *kind) for row, kind in zip(rows, self.kinds, strict=True)]
         return times_of(self.timeline, kernels, gpu)
 
@@ -137,6 +140,7 @@ class Scaled:
             raise NotAffine
         self.depths = [_Depth(workload, layers, family.layers_key) for layers in (shallow, deeper)]
         self.steps = (self.layers - shallow) / family.period
+        self.known_times: dict[tuple[int, str], Times] = {}
 
     def allocated_peak_bytes(self, batch_size: int) -> int:
         """Return the peak of allocated bytes at this batch size."""
@@ -144,6 +148,16 @@ class Scaled:
         return max(int(peak + self.steps * (deeper[section] - peak)) for section, peak in shallow.items())
 
     def times(self, batch_size: int, gpu: Gpu) -> Times:
-        """Return the times at this batch size."""
-        shallow, deeper = (depth.times(batch_size, gpu) for depth in self.depths)
-        return shallow.extended(deeper, self.steps)
+        """Return the times at this batch size: between powers of two, on the line through the nearest ones."""
+        below = 1 << batch_size.bit_length() - 1
+        times = self._times(below, gpu)
+        if below == batch_size:
+            return times
+        return times.extended(self._times(2 * below, gpu), (batch_size - below) / below)
+
+    def _times(self, batch_size: int, gpu: Gpu) -> Times:
+        key = (batch_size, gpu.slug)
+        if key not in self.known_times:
+            shallow, deeper = (depth.times(batch_size, gpu) for depth in self.depths)
+            self.known_times[key] = shallow.extended(deeper, self.steps)
+        return self.known_times[key]

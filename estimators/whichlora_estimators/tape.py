@@ -169,10 +169,11 @@ class Node:
 class Frame:
     """One checkpointed call: how to run it again, how many nodes saved something, and what the rerun gave back."""
 
-    __slots__ = ("count", "recomputed", "run")
+    __slots__ = ("autocast", "count", "recomputed", "run")
 
-    def __init__(self, run: Callable[[], object]) -> None:
+    def __init__(self, run: Callable[[], object], autocast: Dtype | None) -> None:
         self.run = run
+        self.autocast = autocast
         self.count = 0
         self.recomputed: list[Saved] | None = None
 
@@ -286,8 +287,12 @@ class Tape:
         *,
         outputs: int = 1,
         kept: Saved = (),
+        saves_results: bool = False,
     ) -> Node | None:
-        """Make `out` the result of a node over `inputs`, unless no gradient is asked for."""
+        """Make `out` the result of a node over `inputs`, unless no gradient is asked for.
+
+        `saves_results` says that some of the saved tensors are results beside `out`, which exists when they are saved.
+        """
         if not self.grad_enabled:
             return None
         edges = tuple(
@@ -301,17 +306,18 @@ class Tape:
         node.kept = kept
         out.node = node
         if any(tensor is not None for tensor in saved):
-            self._save(node, saved, out)
+            self._save(node, saved, None if saves_results else out)
         return node
 
-    def _save(self, node: Node, saved: Saved, out: Tensor) -> None:
+    def _save(self, node: Node, saved: Saved, out: Tensor | None) -> None:
         if self._rerun is not None:
             frame = self._rerun
             assert frame.recomputed is not None
             frame.recomputed.append(saved)
             node.saved = saved
             if len(frame.recomputed) == frame.count:
-                self._take_back_unsaved(out, saved)
+                if out is not None:
+                    self._take_back_unsaved(out, saved)
                 raise _StopRecomputation
         elif self._frame is not None:
             node.frame, node.slot = self._frame, self._frame.count
@@ -334,7 +340,7 @@ class Tape:
         """Run a region whose saved tensors are dropped now and recomputed in backward (inside a rerun: just run it)."""
         if not self.grad_enabled or self._rerun is not None:
             return run()
-        before, self._frame = self._frame, Frame(run)
+        before, self._frame = self._frame, Frame(run, self.autocast)
         try:
             return run()
         finally:
@@ -342,14 +348,16 @@ class Tape:
 
     def _recompute(self, frame: Frame) -> None:
         frame.recomputed = []
-        state = (self.grad_enabled, self._frame, self._rerun, self.component)
-        self.grad_enabled, self._frame, self._rerun, self.component = True, None, frame, "activations"
+        component, self.component = self.component, "activations"
+        self.grad_enabled, self.autocast, self._rerun = True, frame.autocast, frame
         try:
             frame.run()
         except _StopRecomputation:
             pass
         finally:
-            self.grad_enabled, self._frame, self._rerun, self.component = state
+            self.grad_enabled, self.autocast, self._rerun = False, None, None
+            self.autocast_weights.clear()
+            self.component = component
 
     def _unpack(self, node: Node) -> Saved:
         frame = node.frame

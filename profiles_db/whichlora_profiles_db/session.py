@@ -199,7 +199,8 @@ def _create(path: Path) -> None:
         todo = "Check that the folder may be written and has room, or name another file."
         raise StoreError("the store cannot be made", value=str(path), todo=f"{todo} ({_first_line(error)})") from error
     finally:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink()
 
 
 def _make(path: Path) -> None:

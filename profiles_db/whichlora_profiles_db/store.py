@@ -186,10 +186,7 @@ class Store:
     def _add_batch(self, batch: list[Measurement]) -> int:
         rows = RowWriter(batch)
         with session.writing(self.path, wait_s=self.wait_s) as connection:
-            counted = connection.execute(_ADD, _columns(rows.measurements.values())).fetchone()
-            connection.execute(_ADD_CONFIGS, _columns(rows.configs.items()))
-            connection.execute(_ADD_ORIGINS, _columns(sorted(rows.origins)) or [[], [], []])
-        return int(counted[0]) if counted else 0
+            return insert(connection, rows)
 
     def _rows(self, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
         if not self.exists:
@@ -216,6 +213,14 @@ class Store:
 def open_store(path: Path | None = None, *, wait_s: float = WAIT_S) -> Store:
     """Return the store in `path`, or else where WHICHLORA_DB says, or else in the user's data folder."""
     return Store(path or default_path(), wait_s=wait_s)
+
+
+def insert(connection: DuckDBPyConnection, rows: RowWriter) -> int:
+    """Write what is not there yet and return how many measurements that were; in a transaction of the caller's."""
+    counted = connection.execute(_ADD, _columns(rows.measurements.values())).fetchone()
+    connection.execute(_ADD_CONFIGS, _columns(rows.configs.items()))
+    connection.execute(_ADD_ORIGINS, _columns(sorted(rows.origins)) or [[], [], []])
+    return int(counted[0]) if counted else 0
 
 
 def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:

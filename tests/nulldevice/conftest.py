@@ -40,11 +40,17 @@ def card(capability: str = "8.0", *, gib: float = 80) -> Gpu:
     )
 
 
+def needs(*packages: str) -> None:
+    """Skip unless the packages are installed, without importing them: only the programs on the device do."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} (the gpu extra)")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compile into a cache of this session's own."""
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("needs PyTorch (the gpu extra)")
+    needs("torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WHICHLORA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
 
 from whichlora.nulldevice import environment
-from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
 
 pytestmark = pytest.mark.stack
 
@@ -72,7 +73,7 @@ def test_a_context_is_missing_from_the_start(runtime: Callable[..., Any], small_
 
 
 def test_use_is_the_sum_of_what_is_live_and_no_two_allocations_overlap(runtime: Callable[..., Any]) -> None:
-    """Through thousands of random allocations and frees, use is the sum of live sizes in pages of 2 MiB, all disjoint."""
+    """Through thousands of random allocations and frees, use is the sum of live sizes in 2 MiB pages, all disjoint."""
     program = """
 import random
 random.seed(1)
@@ -96,7 +97,7 @@ result["wrong"], result["live"] = wrong, len(live) > 10
 
 
 def test_addresses_never_run_out(runtime: Callable[..., Any]) -> None:
-    """A thousand rounds of filling an 80 GiB card (more than all addresses that it has) succeed, with a segment kept."""
+    """A thousand rounds of filling an 80 GiB card, more than it has addresses, succeed, with a segment kept."""
     program = """
 _, kept = malloc(32 * MIB)
 errors = 0
@@ -110,7 +111,7 @@ result["errors"] = errors
 
 
 def test_what_is_not_allocated_cannot_be_freed(runtime: Callable[..., Any]) -> None:
-    """Freeing twice, inside an allocation, or a host address is an error and changes no sum; freeing nothing is none."""
+    """Freeing twice, inside an allocation or on the host is an error and changes no sum; freeing nothing is none."""
     program = """
 _, pointer = malloc(4 * MIB)
 inside = ctypes.c_void_p(pointer.value + 2 * MIB)
@@ -164,7 +165,7 @@ def test_device_memory_faults_on_the_host(runtime: Callable[..., Any]) -> None:
 
 
 def test_mapped_memory_counts_until_released_and_unmapped(runtime: Callable[..., Any], small_card: Any) -> None:
-    """cuMemCreate takes memory; releasing its handle gives it back only when no address maps it; addresses are free."""
+    """Created memory counts until its handle is released and no address maps it; addresses alone are free."""
     program = """
 u64, prop = ctypes.c_ulonglong, (ctypes.c_int * 16)(1, 0, 1, 0)
 def reserve(size):
@@ -273,9 +274,7 @@ def test_an_ordinary_process_is_not_on_a_null_device() -> None:
 
 
 def test_what_cannot_be_right_is_refused(small_card: Any) -> None:
-    """The driver's own pool, an unknown compute capability, a context larger than the card and a routing nobody knows."""
-    import dataclasses
-
+    """The driver's pool, an unknown compute capability, a context larger than the card, a routing nobody knows."""
     with pytest.raises(Unsupported, match="cudaMallocAsync"):
         environment(small_card, alloc_conf="backend:cudaMallocAsync")
     with pytest.raises(Unsupported, match=r"6\.1"):
@@ -284,3 +283,4 @@ def test_what_cannot_be_right_is_refused(small_card: Any) -> None:
         environment(small_card, context_bytes=2**30)
     with pytest.raises(UnknownName, match="routing"):
         environment(small_card, routing="lopsided")
+    assert environment(small_card, routing="skewed")["NULLCUDA_ROUTING"] == "skewed"

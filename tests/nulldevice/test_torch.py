@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import card
+from .conftest import card, needs
 
 pytestmark = pytest.mark.stack
 
@@ -37,7 +37,7 @@ result["after"] = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[0], co
 
 
 def test_pytorch_runs_out_at_the_card_s_size(filled: Any) -> None:
-    """A 16 GiB card holds 32 halves of a GiB; the 33rd is PyTorch's own out-of-memory error, told with the card's size."""
+    """A 16 GiB card holds 32 halves of a GiB; the 33rd is PyTorch's own out-of-memory error, with the card's size."""
     assert filled["pieces"] == 32
     assert filled["ooms"] == 1
     assert "total capacity of 16.00 GiB of which 0 bytes is free" in filled["message"]
@@ -113,7 +113,7 @@ result["pools"] = len(pools) > 1 and product.shape == (1024, 1024)
 
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"])
 def test_attention_and_sorting_run_on_every_capability(on_null: Callable[..., Any], capability: str) -> None:
-    """From 7.5 to 12.0 the card is the one asked for, attention runs in both directions, and from 8.0 on it is flash."""
+    """From 7.5 to 12.0 the card is the one asked for, attention runs both ways, and from 8.0 on it is flash."""
     program = """
 import torch
 query = torch.zeros(2, 4, 128, 64, device="cuda", dtype=torch.float16, requires_grad=True)
@@ -145,7 +145,7 @@ try:
 except RuntimeError as error:
     result["runs"] = "no kernel image" not in str(error)
 """
-    for capability in ("7.0", "11.0", "12.1"):
+    for capability in ("7.0", "12.1"):
         seen = on_null(program, card(capability)).result
         assert seen["runs"] == seen["built"], capability
 
@@ -166,7 +166,7 @@ result["missing"] = control.last_missing()[:5]
     assert "null device: cudnn" in ran.stderr
 
 
-@pytest.mark.parametrize(("visible", "devices"), [("3", 1), ("2,3", 1), ("", 0)])
+@pytest.mark.parametrize(("visible", "devices"), [("2,3", 1), ("", 0)])
 def test_a_script_may_choose_its_card(on_null: Callable[..., Any], visible: str, devices: int) -> None:
     """A script that sets CUDA_VISIBLE_DEVICES finds one card whichever it names, and none if it names none."""
     program = f"""
@@ -180,7 +180,7 @@ result["devices"], result["available"] = torch.cuda.device_count(), torch.cuda.i
 
 def test_compiled_functions_run(on_null: Callable[..., Any], tmp_path: Any) -> None:
     """torch.compile makes Triton kernels for the card, launches them without effect, and their outputs take memory."""
-    pytest.importorskip("triton")
+    needs("triton")
     program = """
 import torch
 function = torch.compile(lambda x: (x * 2 + 1).relu())
@@ -190,5 +190,6 @@ y = function(x)
 result["bytes"] = torch.cuda.memory_allocated() - before
 """
     extra = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    extra |= {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     assert on_null(program, card("8.6"), extra=extra).result == {"bytes": 4 * 2**20}
     assert list((tmp_path / "triton").rglob("*.cubin"))

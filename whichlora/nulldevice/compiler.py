@@ -76,8 +76,9 @@ def cache_folder() -> Path:
 def _fingerprint(stack: Stack, libraries: Iterable[Path]) -> str:
     """Hash all that the result depends on: our sources, and the identity of every library that it stands in for."""
     digest = hashlib.sha256(f"{stack.torch}\n{stack.torch_version}\n{stack.cuda_version}\n".encode())
-    for source in sorted([*_SOURCES.rglob("*.[ch]"), *Path(__file__).parent.glob("*.py")]):
-        digest.update(source.read_bytes())
+    for folder, pattern in ((_SOURCES, "*.[ch]"), (Path(__file__).parent, "*.py")):
+        for source in sorted(folder.rglob(pattern)):
+            digest.update(f"{source.relative_to(folder)}\n".encode() + source.read_bytes())
     for library in libraries:
         status = library.stat()
         digest.update(f"{library} {status.st_size} {status.st_mtime_ns}\n".encode())

@@ -257,6 +257,8 @@ class Decoder(Model):
         """Make the causal mask over cached and new tokens; a single new token needs none."""
         batch, tokens = ids.shape
         past = context.cache.length if context.cache is not None else 0
+        if context.cache is None and not context.padded:
+            attention.search_packed(x, batch, tokens)
         if context.attention == "sdpa" and tokens == 1 and not context.padded:
             return None
         return attention.causal_mask(
@@ -317,11 +319,11 @@ class Decoder(Model):
 def with_input_grad(inputs: Tensor, context: Context) -> Tensor:
     """Ask for a gradient of token embeddings where checkpointing of frozen weights needs one."""
     if context.input_grads and inputs.node is None and inputs.tape.grad_enabled:
-        inputs.node = _InputLeaf(inputs.detach())
+        inputs.node = InputLeaf(inputs.detach())
     return inputs
 
 
-class _InputLeaf(Leaf):
+class InputLeaf(Leaf):
     """Where the gradient of token embeddings accumulates: it holds on to them as long as the graph lives."""
 
     __slots__ = ("tensor",)

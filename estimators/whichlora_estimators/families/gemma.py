@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from .. import layers, ops
+from ..errors import Unsupported
 from ..layers import Build, rotary_tables
 from ..tape import Tensor
 from .base import Config, Context, Positions, family
@@ -36,6 +37,13 @@ class Gemma(Llama):
         "tie_word_embeddings": True,
     }
     norm = staticmethod(layers.gemma_norm)
+
+    def make(self, c: Config, build: Build) -> None:
+        """Refuse what sees the future too, then allocate."""
+        if c.flag("use_bidirectional_attention"):
+            todo = "Only causal attention of this architecture is predicted."
+            raise Unsupported("bidirectional attention", value=c.get("model_type"), todo=todo)
+        super().make(c, build)
 
     def make_embeddings(self, c: Config, build: Build) -> None:
         """Allocate the scale of the embedding."""

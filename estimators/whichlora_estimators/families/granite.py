@@ -62,5 +62,5 @@ class Granite(Llama):
 def _scaled(x: Tensor) -> Tensor:
     """Multiply by a number; a leaf lives until its gradient has arrived, for the node that collects it holds it."""
     out = ops.scale(x.detach())
-    x.tape.record(out, (x,), (x if isinstance(x.node, Leaf) else None,), lambda g, x: (ops.scale(g),))
+    x.tape.record(out, (x,), (x if isinstance(x.node, Leaf) else None,), lambda g, *_: (ops.scale(g),))
     return out

@@ -81,6 +81,8 @@ class WindowedDecoder(RotaryDecoder):
         batch, tokens = ids.shape
         past = context.cache.length if context.cache is not None else 0
         keys = min(past, window - 1) + tokens
+        if context.cache is None and not context.padded:
+            attention.search_packed(x, batch, tokens)
         return attention.windowed_mask(
             x, batch=batch, queries=tokens, keys=keys, window=window, padded=context.padded, kind=context.attention
         )

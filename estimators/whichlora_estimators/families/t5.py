@@ -1,0 +1,366 @@
+"""T5 and mT5: encoder and decoder with a learned bias by distance in attention (transformers/models/t5, mt5, 5.23).
+
+Both share one embedding with the head, whatever the config says (since Transformers 5). `wo` stays fp32 where weights are
+loaded in fp16 or quantized (`_keep_in_fp32_modules`).
+
+# B batch, T query tokens, S key tokens, D width, H heads, E head width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from .. import attention, layers, ops
+from ..errors import Unsupported
+from ..layers import Build, Linear, plain_linear, token_ids
+from ..tape import BOOL, FP16, FP32, INT64, LOGITS_AND_LOSS, Dtype, Leaf, Tensor
+from ..workload import Workload
+from .base import Config, Context, InputLeaf, Model, family, with_input_grad
+
+
+class Norm:
+    """x / rms(x) * weight, the root mean square in fp32."""
+
+    def __init__(self, c: Config, build: Build) -> None:
+        self.weight = build.parameter("layer_norm.weight", c.count("d_model"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension; the result has the weight's dtype."""
+        variance = ops.mean_last(ops.square(ops.cast(x, FP32)))
+        x = ops.mul(x, ops.rsqrt(ops.shift(variance)))
+        if self.weight.dtype is not FP32:
+            x = ops.cast(x, self.weight.dtype)
+        return ops.mul(self.weight, x)
+
+
+@dataclass(slots=True, kw_only=True)
+class Biases:
+    """What the layers of a stack share: masks, and the biases that its first layer makes."""
+
+    mask: Tensor | None
+    cross_mask: Tensor | None = None
+    states: Tensor | None = None
+
+
+class Attention:
+    """Projections without bias, unscaled attention with a bias by distance, output projection."""
+
+    def __init__(self, c: Config, build: Build, *, first: bool, causal: bool = False, bidirectional: bool = True) -> None:
+        width, self.heads = c.count("d_model"), c.count("num_heads")
+        inner = self.heads * c.count("d_kv")
+        self.causal, self.bidirectional, self.dropout = causal, bidirectional, c.rate("dropout_rate")
+        self.q = build.linear("q", width, inner)
+        self.k = build.linear("k", width, inner)
+        self.v = build.linear("v", width, inner)
+        self.o = build.linear("o", inner, width)
+        buckets = c.count("relative_attention_num_buckets")
+        self.table = build.parameter("relative_attention_bias.weight", buckets, self.heads) if first else None
+
+    def __call__(
+        self, x: Tensor, states: Tensor, mask: Tensor | None, bias: Tensor | None, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Attend [B, T, D] to [B, S, D]; returns the bias and, if eager, the probabilities too."""
+        q = self.q(x).heads(self.heads)
+        k = self.k(states).heads(self.heads)
+        v = self.v(states).heads(self.heads)
+        if bias is None:
+            bias = self._bias(q, k, context)
+        out, weights = self._attended(q, k, v, mask, bias, context)
+        return self.o(out), bias, weights
+
+    def _attended(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor | None]:
+        if context.attention == "eager":
+            return _eager(q, k, v, mask, bias, self.dropout)
+        joined = _joined(bias, mask, q, causal=self.causal)
+        return attention.attend(q, k, v, joined, kind="sdpa", dropout=self.dropout)
+
+    def _bias(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
+        """Make the bias, [1, H, T, S]: from the table, or zeros, which ask for a gradient where layers are checkpointed."""
+        queries, keys = q.shape[2], k.shape[2]
+        if self.table is None:
+            zeros = q.tape.new((1, self.heads, queries, keys), q.dtype)
+            if context.checkpointing and q.tape.grad_enabled:
+                zeros.node = InputLeaf(zeros.detach())
+            return zeros
+        values = ops.embedding(_buckets(q, queries, keys, bidirectional=self.bidirectional), self.table)
+        values = values.view(1, self.heads, queries, keys)
+        values.strided = True
+        return values
+
+
+def _buckets(like: Tensor, queries: int, keys: int, *, bidirectional: bool) -> Tensor:
+    """Number distances, [T, S]: integers and their logarithms, most of which live to the end."""
+    tape, shape = like.tape, (queries, keys)
+    relative = tape.new(shape, INT64)
+    side = tape.new(shape, INT64) if bidirectional else None
+    distance = tape.new(shape, INT64)
+    near = tape.new(shape, BOOL)
+    far = _far_buckets(like, queries, keys)
+    chosen = tape.new(shape, INT64)
+    tape.launch(20 * relative.bytes)
+    result = chosen if side is None else side
+    del relative, side, distance, near, far, chosen
+    return result
+
+
+def _far_buckets(like: Tensor, queries: int, keys: int) -> Tensor:
+    tape, shape = like.tape, (queries, keys)
+    logarithm = tape.new(shape, FP32)
+    bucket = tape.new(shape, INT64)
+    del logarithm
+    limit = tape.new(shape, INT64)
+    clipped = tape.new(shape, INT64)
+    del bucket, limit
+    return clipped
+
+
+def _eager(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor, rate: float
+) -> tuple[Tensor, Tensor | None]:
+    weights = ops.scale(attention.products(q, k))
+    weights = ops.add(weights, bias)
+    if mask is not None:
+        weights = ops.add(weights, mask)
+    weights = ops.softmax(weights)
+    weights = ops.dropout(weights, rate)
+    return attention.heads_last(attention.weighted(weights, v)), weights
+
+
+def _joined(bias: Tensor, mask: Tensor | None, q: Tensor, *, causal: bool) -> Tensor:
+    """Join bias and mask to the float mask that sdpa takes, in memory order (sdpa_attention.create_position_bias_mask)."""
+    tape, (_, heads, queries, keys) = bias.tape, bias.shape
+    if mask is not None or causal:
+        allowed = tape.new((queries, keys), BOOL) if mask is None else mask
+        bias = _where(allowed, bias, (1 if mask is None else q.shape[0], heads, queries, keys))
+        del allowed
+    return ops.copy(bias) if bias.strided else bias
+
+
+def _where(allowed: Tensor, bias: Tensor, shape: tuple[int, ...]) -> Tensor:
+    tape, original = bias.tape, bias.shape
+    out = tape.new(shape, bias.dtype)
+    out.strided = bias.strided
+    tape.launch(out.bytes + bias.bytes + allowed.bytes)
+
+    def backward(g: Tensor, allowed: Tensor) -> tuple[Tensor | None, ...]:
+        masked = ops.scale(g)
+        return (masked if masked.shape == original else ops.summed(masked, original),)
+
+    tape.record(out, (bias,), (allowed,), backward)
+    return out
+
+
+class Mlp:
+    """wo(dropout(act(wi(x)))), or gated: wo(dropout(act(wi_0(x)) * wi_1(x)))."""
+
+    def __init__(self, c: Config, build: Build) -> None:
+        width, inner = c.count("d_model"), c.count("d_ff")
+        kind = str(c.get("feed_forward_proj"))
+        self.gated, self.dropout = kind.startswith("gated-"), c.rate("dropout_rate")
+        self.act = layers.find_activation("gelu_new" if kind == "gated-gelu" else kind.rsplit("-", 1)[-1])
+        self.widen = build.linear("wi_0" if self.gated else "wi", width, inner)
+        self.gate = build.linear("wi_1", width, inner) if self.gated else None
+        self.project, self.dtype = _kept_linear(build, "wo", inner, width)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map [B, T, D] to [B, T, D]."""
+        if self.gate is None:
+            x = self.widen(x)
+            x = self.act(x)
+        else:
+            gelu = self.act(self.widen(x))
+            linear = self.gate(x)
+            x = ops.mul(gelu, linear)
+        x = ops.dropout(x, self.dropout)
+        x = ops.cast(x, self.dtype)
+        x = self.project(x)
+        return x  # noqa: RET504 - what the projection read dies here, not with its call
+
+
+def _kept_linear(build: Build, name: str, n_in: int, n_out: int) -> tuple[Linear, Dtype]:
+    """Make a layer that loading keeps in fp32 where it would make it fp16 or quantize it."""
+    if build.make_linear is plain_linear and build.dtype is not FP16:
+        return build.linear(name, n_in, n_out), build.dtype
+    weight = build.add(f"{name}.weight", build.tape.new((n_out, n_in), FP32))
+    if build.trainable:
+        weight.node = Leaf()
+    layer = Linear(name, weight, None)
+    build.linears.append(layer)
+    return layer, FP32
+
+
+class Block:
+    """Self-attention, cross-attention in a decoder, MLP: each behind a norm, with dropout and a residual."""
+
+    def __init__(self, c: Config, build: Build, index: int, *, decoder: bool) -> None:
+        self.decoder, self.dropout = decoder, c.rate("dropout_rate")
+        self.attention = Attention(c, build, first=index == 0, causal=decoder, bidirectional=not decoder)
+        self.attention_norm = Norm(c, build)
+        self.cross = Attention(c, build, first=False) if decoder else None
+        self.cross_norm = Norm(c, build) if decoder else None
+        self.mlp = Mlp(c, build)
+        self.mlp_norm = Norm(c, build)
+
+    def __call__(
+        self, x: Tensor, shared: Biases, bias: Tensor | None, cross_bias: Tensor | None, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Map [B, T, D] to [B, T, D]; the biases go out too."""
+        x, bias, weights = self._attended(x, shared.mask, bias, context)
+        if self.cross is not None and shared.states is not None:
+            x, cross_bias, weights = self._crossed(x, shared, cross_bias, context)
+        x = self._fed(x)
+        del weights  # held to the end, as in the real one
+        return x, bias, cross_bias
+
+    def _attended(
+        self, x: Tensor, mask: Tensor | None, bias: Tensor | None, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        normed = self.attention_norm(x)
+        out, bias, weights = self.attention(normed, normed, mask, bias, context)
+        out = ops.add(x, ops.dropout(out, self.dropout))
+        return out, bias, weights
+
+    def _crossed(
+        self, x: Tensor, shared: Biases, bias: Tensor | None, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        assert self.cross is not None
+        assert self.cross_norm is not None
+        assert shared.states is not None
+        normed = self.cross_norm(x)
+        out, bias, weights = self.cross(normed, shared.states, shared.cross_mask, bias, context)
+        summed = ops.add(x, ops.dropout(out, self.dropout))
+        return summed, bias, weights
+
+    def _fed(self, x: Tensor) -> Tensor:
+        fed = self.mlp_norm(x)
+        fed = self.mlp(fed)
+        return ops.add(x, ops.dropout(fed, self.dropout))
+
+
+class Stack:
+    """Embedding and dropout, blocks, norm and dropout: the encoder or the decoder."""
+
+    def __init__(self, c: Config, build: Build, embedding: Tensor, count: int, *, decoder: bool) -> None:
+        self.embed, self.name, self.dropout = embedding, "decoder" if decoder else "encoder", c.rate("dropout_rate")
+        self.blocks = [Block(c, build, index, decoder=decoder) for index in range(count)]
+        self.norm = Norm(c, build)
+
+    def __call__(self, ids: Tensor, context: Context, leaves: list[object], states: Tensor | None = None) -> Tensor:
+        """Map ids [B, T], and the encoder's states [B, S, D], to [B, T, D]; `leaves` live as long as the graph."""
+        tape = ids.tape
+        inputs = with_input_grad(ops.embedding(ids, self.embed), context)
+        shared = self._shared(inputs, context, states)
+        x = ops.dropout(inputs, self.dropout)
+        bias: Tensor | None = None
+        cross_bias: Tensor | None = None
+        for index, block in enumerate(self.blocks):
+            tape.mark(f"{self.name} layer {index}")
+            run = partial(block, x, shared, bias, cross_bias, context)
+            x, bias, cross_bias = tape.checkpoint(run) if context.checkpointing else run()
+            del run
+        leaves += [leaf.node for leaf in (inputs, cross_bias) if leaf is not None and isinstance(leaf.node, InputLeaf)]
+        tape.mark(f"{self.name} final")
+        x = self.norm(x)
+        x = ops.dropout(x, self.dropout)
+        del inputs, bias, cross_bias
+        return x
+
+    def _shared(self, x: Tensor, context: Context, states: Tensor | None) -> Biases:
+        batch, tokens = x.shape[0], x.shape[1]
+        if states is None:
+            mask = _bidirectional_mask(x, batch, tokens, tokens, context)
+            return Biases(mask=mask)
+        mask = attention.causal_mask(
+            x, batch=batch, queries=tokens, keys=tokens, padded=False, kind=context.attention
+        )
+        return Biases(mask=mask, cross_mask=_bidirectional_mask(x, batch, tokens, states.shape[1], context), states=states)
+
+
+def _bidirectional_mask(x: Tensor, batch: int, queries: int, keys: int, context: Context) -> Tensor | None:
+    """Make the mask of padding, none where nothing is padded: bool for sdpa, float for eager."""
+    if not context.padded:
+        return None
+    allowed = x.tape.new((batch, 1, queries, keys), BOOL)
+    x.tape.launch(allowed.bytes)
+    return allowed if context.attention == "sdpa" else ops.cast(allowed, x.dtype)
+
+
+@family("t5")
+class T5(Model):
+    """The recipe."""
+
+    tasks = ("seq2seq",)
+    layers_key = "num_layers"
+    default_targets = ("q", "v")
+    aliases: ClassVar = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    }
+    defaults: ClassVar = {
+        "vocab_size": 32128,
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_heads": 8,
+        "relative_attention_num_buckets": 32,
+        "dropout_rate": 0.1,
+        "feed_forward_proj": "relu",
+    }
+    #: Whether the decoder's result is scaled before the head, unless the config says that the head is not tied.
+    scales: ClassVar[bool] = True
+
+    def make(self, c: Config, build: Build) -> None:
+        """Allocate the shared embedding, encoder and decoder."""
+        if build.dtype is FP16:
+            todo = "Choose bf16-true, bf16-mixed or fp32: in fp16 its blocks clamp, which is not modelled."
+            raise Unsupported("T5 in fp16", value="fp16-true", todo=todo)
+        c.default("num_decoder_layers", c.get("num_layers"))
+        self.scaled = self.scales and c.get("tie_word_embeddings", True) is not False
+        self.embed = build.parameter("shared.weight", c.count("vocab_size"), c.count("d_model"))
+        self.encoder = Stack(c, build, self.embed, c.count("num_layers"), decoder=False)
+        self.decoder = Stack(c, build, self.embed, c.count("num_decoder_layers"), decoder=True)
+        self.head = build.head("lm_head", c.count("d_model"), c.count("vocab_size"), tied=self.embed)
+
+    def make_inputs(self, workload: Workload) -> list[Tensor]:
+        """Allocate ids [B, S], labels [B, T] and a mask."""
+        tape, batch = self.build.tape, workload.batch_size
+        ids = [token_ids(tape, batch, workload.seq_len) for _ in range(2 if workload.padded else 1)]
+        return [ids[0], token_ids(tape, batch, workload.target_len or workload.seq_len), *ids[1:]]
+
+    def step_loss(self, inputs: Sequence[Tensor], context: Context) -> tuple[Tensor, object]:
+        """Return the loss of the target's tokens; logits and the encoder's states stay."""
+        ids, labels = inputs[0], inputs[1]
+        leaves: list[object] = []
+        states = self.encoder(ids, context, leaves)
+        shifted = labels.tape.new(labels.shape, INT64)
+        hidden = self.decoder(shifted, context, leaves, states)
+        hidden.tape.mark("loss")
+        with hidden.tape.tagged(LOGITS_AND_LOSS):
+            if self.scaled:
+                hidden = ops.scale(hidden)
+            logits = self.head(hidden)
+            loss = ops.cross_entropy(logits.view(labels.numel, logits.shape[-1]), labels)
+        return loss, (logits, states, leaves)
+
+
+@family("mt5")
+class Mt5(T5):
+    """A gated MLP, a larger vocabulary, no scaling."""
+
+    scales = False
+    defaults: ClassVar = {
+        **T5.defaults,
+        "vocab_size": 250112,
+        "d_ff": 1024,
+        "num_layers": 8,
+        "num_heads": 6,
+        "feed_forward_proj": "gated-gelu",
+    }

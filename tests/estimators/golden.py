@@ -1,0 +1,64 @@
+"""Golden cases: workloads with what the real libraries took of memory, one JSON object a line.
+
+Source of the `truth` of every line: null device (compute capability 8.0), torch 2.14.1, transformers 5.23.0,
+peft 0.21.2, bitsandbytes 0.50.2, cuBLAS workspaces cleared before each line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from whichlora_estimators.allocator import replay
+from whichlora_estimators.tape import Tape
+from whichlora_estimators.timeline import Timeline, build_model, lay
+from whichlora_estimators.workload import Workload, workload_from_json
+
+
+def golden_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the cases of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check_golden(path: Path, tolerance: float) -> None:
+    """Hold every case of a file to its allocated peak, within `tolerance` of it, and to its trainable parameters."""
+    misses = []
+    for line in golden_lines(path):
+        timeline, truth = lay(workload_from_json(line)), line["truth"]
+        error = allocated_peak_bytes(timeline) / truth["allocated_peak_bytes"] - 1
+        if abs(error) > tolerance:
+            misses.append(f"{line['id']}: allocated peak off by {error:+.3%}")
+        if "trainable_params" in truth and timeline.trainable_params != truth["trainable_params"]:
+            misses.append(f"{line['id']}: {timeline.trainable_params} trainable, not {truth['trainable_params']}")
+    assert not misses, "\n".join(misses)
+
+
+def allocated_peak_bytes(timeline: Timeline) -> int:
+    """Replay a timeline on the allocator; what is live already, a cuBLAS workspace, is not allocated once more."""
+    live: set[int] = set()
+    events = []
+    for event in timeline.events():
+        if event in live:
+            continue
+        live.add(event) if event >= 0 else live.discard(~event)
+        events.append(event)
+    return replay(timeline.tape.sizes, events).allocated_peak_bytes
+
+
+def check_parameters(path: Path) -> None:
+    """Hold the weights of every config of a file to the shapes that Transformers gives them."""
+    import torch
+    import transformers
+
+    configs = {json.dumps(line["config"], sort_keys=True): line["config"] for line in golden_lines(path)}
+    for config in configs.values():
+        fields = dict(config)
+        real_config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+        real_config._attn_implementation = "eager"
+        with torch.device("meta"):
+            real = transformers.AutoModelForCausalLM.from_config(real_config)
+        model = build_model(Workload(model="golden", config=config), Tape(), config)
+        ours = {id(parameter.tensor): tuple(parameter.tensor.shape) for parameter in model.build.parameters}
+        assert Counter(ours.values()) == Counter(tuple(parameter.shape) for parameter in real.parameters())

@@ -1,0 +1,140 @@
+"""report.html: one self-contained page that says what was chosen, why, and what was tried."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib import resources
+
+from .pick import PickResult, Row
+from .report_answer import asked, assumptions, breakdown, headline, numbers, title
+from .report_charts import Figure, draw, grid_width, memory_bars, model_bars, scatter, time_bars
+from .report_tables import models_table, rows_table
+from .report_view import Stage, stages_of
+
+#: Models whose every configuration gets a bar; of more, the choice and its neighbours in size.
+DETAILED = 3
+#: Models that have a colour of their own where dots of all are drawn.
+COLOURED = 7
+#: Nothing is fetched: should the page try to, the browser refuses.
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def report_html(result: PickResult) -> str:
+    """Write the page of a search: plotly.js is in it, nothing is loaded, all names are escaped."""
+    from plotly.offline import get_plotlyjs
+
+    style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{escape(title(result))}</title>
+<style>
+{style}</style>
+<script>{get_plotlyjs()}</script>
+</head>
+<body>
+<main>
+{_body(result)}
+</main>
+<script>{_TOUCH}</script>
+</body>
+</html>
+"""
+
+
+# A finger that drags over a chart means to scroll the page, not to zoom into the chart.
+_TOUCH = """
+if (matchMedia("(pointer: coarse)").matches)
+  document.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.relayout(plot, {dragmode: false}));
+"""
+
+
+def _body(result: PickResult) -> str:
+    stages = stages_of(result)
+    parts = [headline(result), asked(result)]
+    if result.choice is not None and result.prediction is not None:
+        parts += [numbers(result, result.choice, result.prediction), breakdown(result, result.prediction)]
+    note = "Largest first. Both stages count configurations that satisfy their limits, out of those tried."
+    parts.append(_section("Every model", _note(note), models_table(result, stages)))
+    parts += [_charts(result, stage) for stage in stages if stage.rows]
+    for stage in stages:
+        table = rows_table(stage, result.choice) if stage.rows else _note("No model came this far.")
+        parts.append(_section(f"All configurations of {stage.title.lower()}", table))
+    parts.append(assumptions(result))
+    return "\n".join(parts)
+
+
+def _section(name: str, *parts: str) -> str:
+    inner = "\n".join(parts)
+    return f"<section>\n<h2>{escape(name)}</h2>\n{inner}\n</section>"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _charts(result: PickResult, stage: Stage) -> str:
+    choice = result.choice if stage.key == "stage2" else None
+    detailed = _neighbours(stage, result.choice, DETAILED)
+    parts = []
+    if len(stage.models) > DETAILED:
+        parts += [_by_model(stage, "time"), _by_model(stage, "memory")]
+    parts += [_by_configuration(stage, detailed, "time"), _by_configuration(stage, detailed, "memory")]
+    parts.append(_against(stage, _neighbours(stage, result.choice, COLOURED), choice))
+    return _section(stage.title, *parts)
+
+
+def _neighbours(stage: Stage, choice: Row | None, most: int) -> list[str]:
+    """Select the choice, or else the largest that satisfies this stage, and what is next to it in size."""
+    models = stage.models
+    if len(models) <= most:
+        return list(models)
+    satisfying = [row.model for row in stage.rows if not row.rejected]
+    middle = models.index(choice.model if choice is not None else (satisfying or models[:1])[-1])
+    start = min(max(0, middle - most // 2), len(models) - most)
+    return list(models[start : start + most])
+
+
+def _by_model(stage: Stage, what: str) -> str:
+    name = f"{stage.time_name} by model" if what == "time" else "peak memory by model"
+    text = "Bar: the lowest of all its configurations; whisker: up to the highest. ✕: none fits. Smallest model below."
+    return _figure(f"{stage.key}-{what}-models", name, text, model_bars(stage, what=what))
+
+
+def _by_configuration(stage: Stage, models: list[str], what: str) -> str:
+    if what == "time":
+        name, figure = f"{stage.time_name} by configuration", time_bars(stage, models)
+        text = "Full colour: satisfies every limit. Pale: dropped. ✕: does not fit the memory, so that it has no time."
+    else:
+        name, figure = "peak memory by configuration", memory_bars(stage, models)
+        text = (
+            "Solid: process bytes needed at least; the pale top: room that PyTorch's allocator may take."
+            " Bars cut at the upper edge go on beyond it. ✕: not even its weights fit, or it was refused."
+        )
+    if len(models) < len(stage.models):
+        text += f" Shown: {len(models)} of {len(stage.models)} models, nearest in size to the choice."
+    drawn, all_of_them = grid_width(stage)
+    if drawn < all_of_them:
+        text += f" Shown: {drawn} of {all_of_them} setups, evenly selected."
+    return _figure(f"{stage.key}-{what}", name, text, figure, len(figure["data"][0]["y"]) * len(models) * 9 + 90)
+
+
+def _against(stage: Stage, models: list[str], choice: Row | None) -> str:
+    timeless = sum(row.time_s is None and row.step_s is None for row in stage.rows)
+    text = (
+        "Dots satisfy every limit, crosses do not; dashed lines are the limits. Memory is the upper end of its range."
+    )
+    if timeless:
+        text += f" Not shown: {timeless:,} configurations without a time, because they do not fit."
+    return _figure(f"{stage.key}-scatter", f"memory against {stage.time_name}", text, scatter(stage, models, choice))
+
+
+def _figure(key: str, name: str, caption: str, figure: Figure, least_px: int = 0) -> str:
+    """Put a chart under its name; one with many bars keeps its width and scrolls on a narrow screen."""
+    caption = f"<h3>{escape(name[:1].upper() + name[1:])}</h3>\n<p>{escape(caption)}</p>"
+    chart = f'<div class="scroll"><div style="min-width:{least_px}px">{draw(figure, key)}</div></div>'
+    return f"<figure>\n<figcaption>{caption}</figcaption>\n{chart}\n</figure>"

@@ -1,0 +1,239 @@
+"""The words and numbers of the report: the answer in a sentence, its numbers, what fills the card, what was assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from math import ceil
+
+from whichlora_calibration import Interval, Prediction
+from whichlora_estimators.gpus import context_bytes
+from whichlora_estimators.methods import find_method
+from whichlora_estimators.units import format_bytes, format_seconds
+
+from .pick import PickResult, Row, memory_limit
+from .pickconfig import CHECKPOINTING_ABOVE, PickConfig
+from .plan import misses, survivors
+from .report_view import batch_of, describe, format_count, format_limit, format_time, method_name
+
+#: Misses that the page names where nothing satisfies the limits; the table of models has the others.
+NAMED_MISSES = 3
+
+
+def title(result: PickResult) -> str:
+    """Name the page for a browser's tab."""
+    if result.choice is None:
+        return f"whichlora: nothing fits on {result.config.gpu.name}"
+    return f"whichlora: {result.choice.model} on {result.config.gpu.name}"
+
+
+# --- the answer ---
+
+
+def headline(result: PickResult) -> str:
+    """Say in a sentence what was chosen or that nothing fits, and in a few more what that means."""
+    if result.choice is None or result.prediction is None:
+        return _header(result, "Nothing satisfies every limit.", escape(_funnel(result)) + _named_misses(result))
+    workload = result.choice.workload
+    assert workload is not None
+    method = escape(method_name(workload.method, workload.quantization))
+    rank = f", rank {workload.rank}" if find_method(workload.method).has_rank else ""
+    sentence = (
+        f"Fine-tune <strong>{escape(result.choice.model)}</strong> with <strong>{method}</strong>{rank},"
+        f" at batch size {workload.batch_size}."
+    )
+    return _header(result, sentence, escape(f"{_cost(result, result.choice, result.prediction)} {_funnel(result)}"))
+
+
+def _header(result: PickResult, sentence: str, detail: str) -> str:
+    kicker = f"whichlora pick · {escape(result.config.gpu.name)}"
+    return f'<header>\n<p class="kicker">{kicker}</p>\n<h1>{sentence}</h1>\n<div class="lead">{detail}</div>\n</header>'
+
+
+def _cost(result: PickResult, choice: Row, prediction: Prediction) -> str:
+    config = result.config
+    if config.samples is None:
+        time = f"A step takes about {format_time(choice.step_s)}"
+    else:
+        epochs = "one epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+        time = f"That takes about {format_time(choice.time_s)} for {epochs} of {config.samples:,} samples"
+    used = format_bytes(prediction.estimate.process_bytes)
+    return f"{time}, and {used} of the card ({_between(prediction.process)})."
+
+
+def _between(interval: Interval) -> str:
+    low, high = format_bytes(interval.low_bytes), format_bytes(interval.high_bytes)
+    return f"{low} to {high} with {interval.coverage:.0%} probability"
+
+
+def _funnel(result: PickResult) -> str:
+    tried, kept = len({row.model for row in result.stage1}), len(result.kept)
+    tuned = len({row.model for row in survivors(result)})
+    text = f"Of {tried} model{'' if tried == 1 else 's'} tried, {kept} can serve within the limits"
+    if kept:
+        text += f", and {tuned} of those can be fine-tuned within theirs"
+    return text + ("; this is the largest." if tuned > 1 else ".")
+
+
+def _named_misses(result: PickResult) -> str:
+    lines = [
+        f"<li><strong>{escape(row.model)}</strong>"
+        f"{'' if batch_of(row) is None else ' with ' + escape(describe(row))}: {escape('; '.join(row.rejected))}</li>"
+        for row in misses(result)[:NAMED_MISSES]
+    ]
+    return f"<p>What came closest:</p><ul>{''.join(lines)}</ul>" if lines else ""
+
+
+# --- what was asked ---
+
+
+def asked(result: PickResult) -> str:
+    """List the card and the limits, in the units that they were given in."""
+    config = result.config
+    stage1, stage2, card_bytes = config.stage1, config.stage2, config.gpu.total_bytes
+    serving = [f"memory up to {format_limit(memory_limit(config, 'generate'), card_bytes)}"]
+    tuning = [f"memory up to {format_limit(memory_limit(config, 'train'), card_bytes)}"]
+    if stage1.time_per_token_s is not None:
+        serving.append(f"up to {format_seconds(stage1.time_per_token_s)} a token")
+    if stage2.total_time_s is not None:
+        tuning.append(f"up to {format_seconds(stage2.total_time_s)} in all")
+    facts = {
+        "Card": f"{config.gpu.name}, {format_bytes(card_bytes)} as PyTorch reports it",
+        "Serving": ", ".join(serving),
+        "Fine-tuning": ", ".join(tuning),
+        "Tried": f"{len(result.stage1):,} inference and {len(result.stage2):,} fine-tuning configurations",
+    }
+    items = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items())
+    return f'<dl class="facts">{items}</dl>'
+
+
+# --- numbers of the choice ---
+
+
+def numbers(result: PickResult, choice: Row, prediction: Prediction) -> str:
+    """Show each predicted number of the choice with its interval, its limit and its evidence."""
+    cards = "\n".join(
+        f'<div class="card"><p class="name">{escape(name)}</p><p class="value">{escape(value)}</p>'
+        f'<p class="note">{escape(note)}</p><p class="chip">{escape(prediction.evidence)}</p></div>'
+        for name, value, note in _cards(result, choice, prediction)
+    )
+    return f'<div class="cards">\n{cards}\n</div>'
+
+
+def _cards(result: PickResult, choice: Row, prediction: Prediction) -> Iterator[tuple[str, str, str]]:
+    found, config = prediction.estimate, result.config
+    context = found.context_bytes
+    process = prediction.process
+    reserved = f"{format_bytes(process.low_bytes - context)} to {format_bytes(process.high_bytes - context)}"
+    limit = format_bytes(memory_limit(config, "train"))
+    unknown = "no interval: times were not compared with cards yet"
+    yield "Process bytes, at the peak", format_bytes(found.process_bytes), f"{_between(process)}; limit {limit}"
+    yield "Allocated peak", format_bytes(found.allocated_peak_bytes), _between(prediction.allocated)
+    yield (
+        "Reserved peak",
+        format_bytes(found.reserved_peak_bytes),
+        f"{reserved} with {process.coverage:.0%} probability",
+    )
+    yield "Time of a step", format_time(choice.step_s), unknown
+    if config.samples is not None and choice.time_s is not None:
+        steps = config.epochs * ceil(config.samples / found.workload.batch_size)
+        limit_s = config.stage2.total_time_s
+        within = "no limit" if limit_s is None else f"limit {format_seconds(limit_s)}"
+        yield "Time in all", format_time(choice.time_s), f"{steps:,} steps; {within}"
+    if found.tokens_per_s is not None:
+        yield "Throughput", f"{found.tokens_per_s:,.0f} tokens/s", "padding counts as tokens"
+    share = found.trainable_params / choice.parameters
+    yield (
+        "Trainable parameters",
+        format_count(found.trainable_params),
+        f"{share:.2%} of {format_count(choice.parameters)}",
+    )
+
+
+# --- what fills the card ---
+
+
+def breakdown(result: PickResult, prediction: Prediction) -> str:
+    """Draw the predicted process bytes at the peak as one bar as long as the card, its components named below."""
+    found = prediction.estimate
+    card_bytes, limit_bytes = result.config.gpu.total_bytes, memory_limit(result.config, "train")
+    parts = sorted(((n, s) for n, s in found.breakdown.items() if s > 0), key=lambda part: -part[1])
+    bar = "".join(
+        f'<span class="c{i}" style="width:{100 * size / card_bytes:.3f}%" title="{escape(name)}: {format_bytes(size)}">'
+        "</span>"
+        for i, (name, size) in enumerate(parts)
+    )
+    legend = "".join(
+        f'<li><i class="c{i}"></i>{escape(name)} <b>{format_bytes(size)}</b></li>'
+        for i, (name, size) in enumerate(parts)
+    )
+    free = max(0, card_bytes - found.process_bytes)
+    mark = ""
+    if limit_bytes < card_bytes:
+        mark = f'<em style="left:{100 * limit_bytes / card_bytes:.3f}%" title="limit"></em>'
+    label = f"Of {format_bytes(card_bytes)}, {format_bytes(found.process_bytes)} are in use"
+    where = f"The peak of allocated bytes is in “{found.peak.phase}”. Dashed: the limit of {format_bytes(limit_bytes)}."
+    return (
+        f'<section>\n<h2>What fills the card</h2>\n<p class="note">{escape(where)}</p>\n'
+        f'<div class="memory" role="img" aria-label="{escape(label)}">{bar}{mark}</div>\n'
+        f'<ul class="legend">{legend}<li><i class="free"></i>free <b>{format_bytes(free)}</b></li></ul>\n</section>'
+    )
+
+
+# --- what was assumed ---
+
+
+def assumptions(result: PickResult) -> str:
+    """List what the numbers rest on, and what they do not say."""
+    items = "\n".join(f"<li>{escape(text)}</li>" for text in _assumptions(result.config))
+    return f"<section>\n<h2>What was assumed</h2>\n<ul>\n{items}\n</ul>\n</section>"
+
+
+def _assumptions(config: PickConfig) -> Iterator[str]:
+    gpu = config.gpu
+    yield (
+        "Accuracy is not predicted. The largest model that satisfies the limits is taken, because within a family larger"
+        " models tend to be better; whether this one suits the task only an evaluation tells."
+    )
+    yield (
+        "Of the configurations of that model: the least lossy weights (unquantized, int8, then 4 bit), the method named"
+        " first in the config, the higher rank, the largest batch that no smaller one beats in time."
+    )
+    yield (
+        f"All numbers are by formula for one {gpu.name}: {format_bytes(gpu.total_bytes)} as PyTorch reports it"
+        f" ({gpu.memory_basis}), {gpu.hbm_bytes_per_s / 1e9:,.0f} GB/s. Nothing was run."
+    )
+    yield (
+        f"Beside what PyTorch reserves, a process holds {format_bytes(context_bytes(gpu))} on this card: the CUDA context"
+        " and the libraries' kernels. Other processes and the screen are not counted."
+    )
+    yield from _training_assumptions(config)
+    stored = "not quantized" if config.stage1.quantization == "none" else f"quantized to {config.stage1.quantization}"
+    yield (
+        f"Inference in {config.precision}, {stored}, attention {config.attention}. Time per token is prefill and decoding"
+        " together over all tokens generated, of all sequences in the batch. A model is kept if"
+        f" {config.stage1.satisfy} of its configurations {'keep' if config.stage1.satisfy == 'all' else 'keeps'} the limits."
+    )
+    yield (
+        "A range of process bytes goes from live bytes and context, if the allocator wastes nothing, to the allocator's"
+        " usual slack. The full prediction of the choice replays the allocator, so that its interval is narrower."
+        " Limits in GB count 10⁹ bytes, all other numbers GiB of 2³⁰."
+    )
+
+
+def _training_assumptions(config: PickConfig) -> Iterator[str]:
+    if config.checkpointing is None:
+        above = f"checkpointing of activations for models above {format_count(CHECKPOINTING_ABOVE)} parameters"
+    else:
+        above = f"{'' if config.checkpointing else 'no '}checkpointing of activations"
+    targets = config.targets if isinstance(config.targets, str) else ", ".join(config.targets or ("PEFT's default",))
+    yield (
+        f"Fine-tuning in {config.precision}, attention {config.attention}, optimizer {config.optimizer}, {above}, adapters"
+        f" on {targets}, dropout {config.dropout:g}."
+    )
+    length = f"Every sample is {config.seq_len:,} tokens long, no gradients are accumulated"
+    if config.samples is None:
+        yield f"{length}. The config names no data set, so that times are those of a step."
+    else:
+        epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+        yield f"{length}; {config.samples:,} samples, {epochs}. Loading, evaluation and saving take no time here."

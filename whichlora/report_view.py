@@ -1,0 +1,147 @@
+"""What every part of the report shares: one stage seen through the limits that hold in it, and words for its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from whichlora_calibration import Verdict
+from whichlora_estimators.methods import find_method
+from whichlora_estimators.units import GB, format_bytes, format_seconds
+
+from .pick import PickResult, Row, memory_limit
+from .pickconfig import MethodChoice
+
+#: How the field spells methods; any other keeps its name.
+METHOD_NAMES = {
+    "full": "full fine-tuning",
+    "lora": "LoRA",
+    "qlora": "QLoRA",
+    "dora": "DoRA",
+    "qdora": "QDoRA",
+    "lora-fa": "LoRA-FA",
+    "qlora-fa": "QLoRA-FA",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: its rows in the order tried, its limits, and what its times are times of.
+
+    `setups` and `batches` are the two axes of its grid: the lengths or the method and rank, and the batch sizes.
+    """
+
+    key: str
+    title: str
+    rows: tuple[Row, ...]
+    time_name: str
+    time_limit_s: float | None
+    memory_limit_bytes: int
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        """All models, in the order tried: smallest first."""
+        return tuple(dict.fromkeys(row.model for row in self.rows))
+
+    @cached_property
+    def setups(self) -> tuple[str, ...]:
+        """All setups, in the order tried."""
+        return tuple(dict.fromkeys(setup_of(row) for row in self.rows))
+
+    @cached_property
+    def batches(self) -> tuple[int, ...]:
+        """All batch sizes, ascending."""
+        return tuple(sorted({batch for row in self.rows if (batch := batch_of(row)) is not None}))
+
+
+def stages_of(result: PickResult) -> tuple[Stage, Stage]:
+    """View both stages of a search."""
+    config = result.config
+    inference = Stage(
+        key="stage1",
+        title="Stage 1: inference",
+        rows=result.stage1,
+        time_name="time per token",
+        time_limit_s=config.stage1.time_per_token_s,
+        memory_limit_bytes=memory_limit(config, "generate"),
+    )
+    training = Stage(
+        key="stage2",
+        title="Stage 2: fine-tuning",
+        rows=result.stage2,
+        time_name="step time" if config.samples is None else "total time",
+        time_limit_s=config.stage2.total_time_s,
+        memory_limit_bytes=memory_limit(config, "train"),
+    )
+    return inference, training
+
+
+def seconds_of(row: Row) -> float | None:
+    """Time that the stage is judged by; of a step where fine-tuning has no data set."""
+    return row.step_s if row.time_s is None else row.time_s
+
+
+def batch_of(row: Row) -> int | None:
+    """Batch size; None for a row that stands for every batch size of its setup."""
+    assert row.workload is not None
+    return None if row.process_bytes is None else row.workload.batch_size
+
+
+def setup_of(row: Row) -> str:
+    """What a row tries besides its batch size: `QLoRA r16`, or `512 + 128 tokens`."""
+    assert row.workload is not None
+    workload = row.workload
+    if workload.phase == "generate":
+        return f"{workload.prefill_len} + {workload.decode_len} tokens"
+    name = method_name(workload.method, workload.quantization)
+    return f"{name} r{workload.rank}" if find_method(workload.method).has_rank else name
+
+
+def method_name(method: str, quantization: str) -> str:
+    """Spell a method as papers do: `QLoRA`, `LoRA + int8`."""
+    label = MethodChoice(method=method, quantization=quantization).label
+    plain = METHOD_NAMES.get(method, method)
+    return METHOD_NAMES.get(label, plain if quantization == "none" else f"{plain} + {quantization}")
+
+
+def describe(row: Row) -> str:
+    """Name a row's setup and batch size: `QLoRA r16, batch 4`."""
+    batch = batch_of(row)
+    return f"{setup_of(row)}, {'any batch' if batch is None else f'batch {batch}'}"
+
+
+def outcome_of(row: Row) -> str:
+    """One word or two for what became of a row."""
+    if not row.rejected:
+        return "satisfies"
+    if row.process_bytes is None:
+        return "dropped"
+    return {Verdict.FITS: "too slow", Verdict.TIGHT: "tight", Verdict.DOES_NOT_FIT: "does not fit"}[row.verdict]
+
+
+def format_limit(limit_bytes: int, card_bytes: int) -> str:
+    """Print a memory limit in the unit that it was given in, and in the binary one of every other number."""
+    if limit_bytes >= card_bytes:
+        return f"{format_bytes(limit_bytes)}, all of the card"
+    return f"{limit_bytes / GB:g} GB = {format_bytes(limit_bytes)}"
+
+
+def format_count(count: int) -> str:
+    """Shorten a count of parameters: `3.82 B`, `25.2 M`."""
+    for unit, scale in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return str(count)
+
+
+def format_time(duration_s: float | None) -> str:
+    """Print a duration, or a dash for none."""
+    return "–" if duration_s is None else format_seconds(duration_s)
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Name models without their organisation or folder wherever that leaves them distinct."""
+    names = list(models)
+    tails = [name.rstrip("/").rsplit("/", 1)[-1] or name for name in names]
+    return {name: tail if tails.count(tail) == 1 else name for name, tail in zip(names, tails, strict=True)}
