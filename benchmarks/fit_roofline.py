@@ -181,7 +181,16 @@ def summary(held: Sequence[Held]) -> list[dict[str, Any]]:
         groups[one.case.source, one.case.gpu.slug].append(one)
     lines = [_summarised(source, gpu, group) for (source, gpu), group in sorted(groups.items())]
     steps = [one for one in held if not one.case.on_device]
-    return [*lines, _summarised("all whole steps", "", steps)]
+    groups = {key: group for key, group in groups.items() if not group[0].case.on_device}
+    return [*lines, _summarised("all whole steps", "", steps), _median_source(groups.values())]
+
+
+def _median_source(groups: Iterable[Sequence[Held]]) -> dict[str, Any]:
+    """Return the medians of the sources' figures, so that no source counts for more because it has more cases."""
+    lines = [_summarised("", "", group) for group in groups]
+    figures = [name for name in lines[0] if name.endswith("error")]
+    medians = {name: round(statistics.median(line[name] for line in lines), 3) for name in figures}
+    return {"source": "median source of steps", "gpu": "", "cases": sum(line["cases"] for line in lines), **medians}
 
 
 def _summarised(source: str, gpu: str, group: Sequence[Held]) -> dict[str, Any]:
@@ -199,7 +208,7 @@ def _summarised(source: str, gpu: str, group: Sequence[Held]) -> dict[str, Any]:
 
 def print_summary(lines: Iterable[Mapping[str, Any]]) -> None:
     """Print a line a source and card."""
-    print(f"{'source':28} {'card':18} cases  median    p95   median with the host's time known")
+    print(f"{'source':28} {'card':18} cases  median    p95  median, host known")
     for line in lines:
         errors = (
             f"{line['median_abs_error']:7.1%} {line['p95_abs_error']:7.1%} {line['host_known_median_abs_error']:7.1%}"

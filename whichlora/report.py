@@ -7,7 +7,16 @@ from importlib import resources
 
 from .pick import PickResult, Row
 from .report_answer import asked, assumptions, breakdown, headline, numbers, title
-from .report_charts import Figure, draw, grid_width, memory_bars, model_bars, scatter, time_bars
+from .report_charts import (
+    Figure,
+    draw,
+    drawn_setups,
+    least_width_px,
+    memory_bars,
+    model_bars,
+    scatter,
+    time_bars,
+)
 from .report_tables import models_table, rows_table
 from .report_view import Stage, stages_of
 
@@ -82,8 +91,8 @@ def _charts(result: PickResult, stage: Stage) -> str:
     detailed = _neighbours(stage, result.choice, DETAILED)
     parts = []
     if len(stage.models) > DETAILED:
-        parts += [_by_model(stage, "time"), _by_model(stage, "memory")]
-    parts += [_by_configuration(stage, detailed, "time"), _by_configuration(stage, detailed, "memory")]
+        parts += [_by_model(stage, "time"), _by_model(stage, "bytes")]
+    parts += [_by_configuration(stage, detailed, "time"), _by_configuration(stage, detailed, "bytes")]
     parts.append(_against(stage, _neighbours(stage, result.choice, COLOURED), choice))
     return _section(stage.title, *parts)
 
@@ -100,8 +109,11 @@ def _neighbours(stage: Stage, choice: Row | None, most: int) -> list[str]:
 
 
 def _by_model(stage: Stage, what: str) -> str:
-    name = f"{stage.time_name} by model" if what == "time" else "peak memory by model"
-    text = "Bar: the lowest of all its configurations; whisker: up to the highest. ✕: none fits. Smallest model below."
+    name = f"{stage.time_name if what == 'time' else 'peak process bytes'} by model"
+    text = (
+        "From the lowest to the highest of its configurations: pale all, solid those within every limit."
+        " ✕: none fits. Smallest model at the bottom."
+    )
     return _figure(f"{stage.key}-{what}-models", name, text, model_bars(stage, what=what))
 
 
@@ -110,27 +122,26 @@ def _by_configuration(stage: Stage, models: list[str], what: str) -> str:
         name, figure = f"{stage.time_name} by configuration", time_bars(stage, models)
         text = "Full colour: satisfies every limit. Pale: dropped. ✕: does not fit the memory, so that it has no time."
     else:
-        name, figure = "peak memory by configuration", memory_bars(stage, models)
+        name, figure = "peak process bytes by configuration", memory_bars(stage, models)
         text = (
-            "Solid: process bytes needed at least; the pale top: room that PyTorch's allocator may take."
+            "Solid: needed at least; the pale top: room that PyTorch's allocator may take; pale altogether: dropped."
             " Bars cut at the upper edge go on beyond it. ✕: not even its weights fit, or it was refused."
         )
     if len(models) < len(stage.models):
         text += f" Shown: {len(models)} of {len(stage.models)} models, nearest in size to the choice."
-    drawn, all_of_them = grid_width(stage)
-    if drawn < all_of_them:
-        text += f" Shown: {drawn} of {all_of_them} setups, evenly selected."
-    return _figure(f"{stage.key}-{what}", name, text, figure, len(figure["data"][0]["y"]) * len(models) * 9 + 90)
+    if drawn_setups(stage) < len(stage.setups):
+        text += f" Shown: {drawn_setups(stage)} of {len(stage.setups)} setups, evenly selected."
+    return _figure(f"{stage.key}-{what}", name, text, figure, least_width_px(stage, len(models)))
 
 
 def _against(stage: Stage, models: list[str], choice: Row | None) -> str:
     timeless = sum(row.time_s is None and row.step_s is None for row in stage.rows)
-    text = (
-        "Dots satisfy every limit, crosses do not; dashed lines are the limits. Memory is the upper end of its range."
-    )
+    text = "Dots are within every limit, crosses are not; dashed lines: the limits. Bytes: upper end of the range."
     if timeless:
         text += f" Not shown: {timeless:,} configurations without a time, because they do not fit."
-    return _figure(f"{stage.key}-scatter", f"memory against {stage.time_name}", text, scatter(stage, models, choice))
+    return _figure(
+        f"{stage.key}-scatter", f"process bytes against {stage.time_name}", text, scatter(stage, models, choice)
+    )
 
 
 def _figure(key: str, name: str, caption: str, figure: Figure, least_px: int = 0) -> str:

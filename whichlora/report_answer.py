@@ -126,8 +126,8 @@ def _cards(result: PickResult, choice: Row, prediction: Prediction) -> Iterator[
     process = prediction.process
     reserved = f"{format_bytes(process.low_bytes - context)} to {format_bytes(process.high_bytes - context)}"
     limit = format_bytes(memory_limit(config, "train"))
-    unknown = "no interval: times were not compared with cards yet"
-    yield "Process bytes, at the peak", format_bytes(found.process_bytes), f"{_between(process)}; limit {limit}"
+    unknown = "no interval is known"
+    yield "Process bytes", format_bytes(found.process_bytes), f"{_between(process)}; limit {limit}"
     yield "Allocated peak", format_bytes(found.allocated_peak_bytes), _between(prediction.allocated)
     yield (
         "Reserved peak",
@@ -192,8 +192,8 @@ def assumptions(result: PickResult) -> str:
 def _assumptions(config: PickConfig) -> Iterator[str]:
     gpu = config.gpu
     yield (
-        "Accuracy is not predicted. The largest model that satisfies the limits is taken, because within a family larger"
-        " models tend to be better; whether this one suits the task only an evaluation tells."
+        "Accuracy is not predicted. The largest model that satisfies the limits is taken, because within a family"
+        " larger models tend to be better; whether this one suits the task only an evaluation tells."
     )
     yield (
         "Of the configurations of that model: the least lossy weights (unquantized, int8, then 4 bit), the method named"
@@ -204,15 +204,16 @@ def _assumptions(config: PickConfig) -> Iterator[str]:
         f" ({gpu.memory_basis}), {gpu.hbm_bytes_per_s / 1e9:,.0f} GB/s. Nothing was run."
     )
     yield (
-        f"Beside what PyTorch reserves, a process holds {format_bytes(context_bytes(gpu))} on this card: the CUDA context"
-        " and the libraries' kernels. Other processes and the screen are not counted."
+        f"Beside what PyTorch reserves, a process holds {format_bytes(context_bytes(gpu))} on this card: the CUDA"
+        " context and the libraries' kernels. Other processes and the screen are not counted."
     )
     yield from _training_assumptions(config)
+    which = "all of its configurations keep" if config.stage1.satisfy == "all" else "any configuration keeps"
     stored = "not quantized" if config.stage1.quantization == "none" else f"quantized to {config.stage1.quantization}"
     yield (
-        f"Inference in {config.precision}, {stored}, attention {config.attention}. Time per token is prefill and decoding"
-        " together over all tokens generated, of all sequences in the batch. A model is kept if"
-        f" {config.stage1.satisfy} of its configurations {'keep' if config.stage1.satisfy == 'all' else 'keeps'} the limits."
+        f"Inference in {config.precision}, {stored}, attention {config.attention}. Time per token is prefill and"
+        " decoding together over all tokens generated, of all sequences in the batch."
+        f" A model serves if {which} the limits."
     )
     yield (
         "A range of process bytes goes from live bytes and context, if the allocator wastes nothing, to the allocator's"
@@ -228,8 +229,8 @@ def _training_assumptions(config: PickConfig) -> Iterator[str]:
         above = f"{'' if config.checkpointing else 'no '}checkpointing of activations"
     targets = config.targets if isinstance(config.targets, str) else ", ".join(config.targets or ("PEFT's default",))
     yield (
-        f"Fine-tuning in {config.precision}, attention {config.attention}, optimizer {config.optimizer}, {above}, adapters"
-        f" on {targets}, dropout {config.dropout:g}."
+        f"Fine-tuning in {config.precision}, attention {config.attention}, optimizer {config.optimizer}, {above},"
+        f" adapters on {targets}, dropout {config.dropout:g}."
     )
     length = f"Every sample is {config.seq_len:,} tokens long, no gradients are accumulated"
     if config.samples is None:

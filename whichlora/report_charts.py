@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -12,11 +12,12 @@ from whichlora_estimators.units import GIB, format_bytes, format_seconds
 
 from .pick import Row
 from .report_view import (
+    WITHIN,
     Stage,
     batch_of,
     describe,
     format_time,
-    outcome_of,
+    most_bytes,
     seconds_of,
     setup_of,
     short_names,
@@ -51,7 +52,7 @@ class Axis:
 def memory_axis(stage: Stage) -> Axis:
     """Process bytes in GiB."""
     limit_bytes = stage.memory_limit_bytes
-    return Axis(title="process memory, GiB", scale=GIB, limit=limit_bytes / GIB, limit_text=format_bytes(limit_bytes))
+    return Axis(title="process bytes, GiB", scale=GIB, limit=limit_bytes / GIB, limit_text=format_bytes(limit_bytes))
 
 
 def time_axis(stage: Stage) -> Axis:
@@ -81,7 +82,7 @@ def time_bars(stage: Stage, models: Sequence[str]) -> Figure:
         data.append(_bars(grid, rows, [None if s is None else s / axis.scale for s in seconds], model, colour))
         data.append(_crosses(grid, rows, [s is None for s in seconds], model, colour))
     tallest = _tallest(trace["y"] for trace in data)
-    return _with_limit({"data": data, "layout": _bar_layout(axis, tallest)}, axis, tallest)
+    return _with_limit({"data": data, "layout": _bar_layout(axis, tallest)}, axis)
 
 
 def memory_bars(stage: Stage, models: Sequence[str]) -> Figure:
@@ -99,7 +100,7 @@ def memory_bars(stage: Stage, models: Sequence[str]) -> Figure:
         data.append(more | {"base": [each or 0 for each in least], "opacity": 0.35, "showlegend": False})
         data.append(_crosses(grid, rows, [each is None for each in ranges], model, colour))
     tallest = max((row.process_bytes[1] / GIB for row in stage.rows if row.process_bytes), default=0.0)
-    return _with_limit({"data": data, "layout": _bar_layout(axis, tallest)}, axis, tallest)
+    return _with_limit({"data": data, "layout": _bar_layout(axis, tallest)}, axis)
 
 
 class _Grid:
@@ -120,9 +121,14 @@ class _Grid:
         return [found.get(place, found.get((place[0], None))) for place in self.places]
 
 
-def grid_width(stage: Stage) -> tuple[int, int]:
-    """Return how many setups the charts by configuration show, and how many there are."""
-    return len(_Grid(stage).setups), len(stage.setups)
+def drawn_setups(stage: Stage) -> int:
+    """Count the setups that the charts by configuration show."""
+    return len(_Grid(stage).setups)
+
+
+def least_width_px(stage: Stage, models: int) -> int:
+    """Return the width under which bars and labels by configuration are hard to tell apart."""
+    return len(_Grid(stage).places) * max(22, 9 * models) + 90
 
 
 def thinned(items: Sequence[Any], most: int) -> list[Any]:
@@ -155,7 +161,7 @@ def _crosses(grid: _Grid, rows: Sequence[Row | None], crossed: list[bool], model
     marks = [row is not None and cross for row, cross in zip(rows, crossed, strict=True)]
     bars = _bars(grid, rows, [0.0 if mark else None for mark in marks], model, colour)
     text = ["✕" if mark else "" for mark in marks]
-    shown = {"text": text, "textposition": "outside", "textfont": {"color": colour, "size": 13}, "textangle": 0}
+    shown = {"text": text, "textposition": "outside", "textfont": {"color": colour, "size": 15}, "textangle": 0}
     return bars | shown | {"cliponaxis": False, "showlegend": False}
 
 
@@ -163,8 +169,18 @@ def _bar_layout(axis: Axis, tallest: float) -> dict[str, Any]:
     layout = _layout()
     layout["barmode"] = "group"
     layout["bargap"] = 0.25
-    layout["xaxis"] |= {"type": "multicategory", "title": {"text": "batch size"}, "showgrid": False}
-    layout["yaxis"] |= {"title": {"text": axis.title}, "range": [0, _top(axis, tallest)], "fixedrange": True}
+    layout["xaxis"] |= {
+        "type": "multicategory",
+        "title": {"font": {"size": 12.5}, "text": "batch size"},
+        "showgrid": False,
+        "tickangle": 0,
+        "fixedrange": True,
+    }
+    layout["yaxis"] |= {
+        "title": {"font": {"size": 12.5}, "text": axis.title},
+        "range": [0, _top(axis, tallest)],
+        "fixedrange": True,
+    }
     return layout
 
 
@@ -181,92 +197,89 @@ def _top(axis: Axis, tallest: float) -> float:
     return max(tallest, axis.limit if axis.limit < 3 * tallest or not tallest else 0.0) * 1.12
 
 
-def _with_limit(figure: Figure, axis: Axis, tallest: float) -> Figure:
+def _with_limit(figure: Figure, axis: Axis) -> Figure:
     if axis.limit is None:
         return figure
-    if axis.limit > figure["layout"]["yaxis"]["range"][1]:
-        text = f"the limit of {axis.limit_text} lies above this chart"
-        note = {"text": text, "xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "showarrow": False}
-        figure["layout"]["annotations"] = [note | {"font": {"color": LIMIT}}]
-    else:
-        figure["layout"]["shapes"] = [_limit_line("y", axis)]
+    if axis.limit <= figure["layout"]["yaxis"]["range"][1]:
+        return _with_lines(figure, y=axis)
+    text = f"the limit of {axis.limit_text} lies above this chart"
+    note = {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "showarrow": False}
+    figure["layout"]["annotations"] = [note | {"font": {"color": LIMIT}}]
     return figure
 
 
-def _limit_line(direction: str, axis: Axis) -> dict[str, Any]:
-    across = "x" if direction == "y" else "y"
-    ends = {f"{direction}0": axis.limit, f"{direction}1": axis.limit, f"{across}0": 0, f"{across}1": 1}
-    label = {"text": f"limit {axis.limit_text}", "textposition": "end", "font": {"color": LIMIT, "size": 12}}
-    if direction == "x":
-        label |= {"textangle": -90, "yanchor": "bottom"}
-    line = {"color": LIMIT, "width": 1.5, "dash": "dash"}
-    return {"type": "line", f"{across}ref": "paper", "line": line, "label": label, **ends}
+def _with_lines(figure: Figure, **axes: Axis) -> Figure:
+    """Draw the limits of these axes as dashed lines from edge to edge, with their values at the near end."""
+    layout = figure["layout"]
+    limits = {name: axis for name, axis in axes.items() if axis.limit is not None}
+    layout["shapes"] = [_limit_line(name, axis) for name, axis in limits.items()]
+    layout["annotations"] = [
+        _limit_note(name, axis, layout[f"{name}axis"].get("type") == "log") for name, axis in limits.items()
+    ]
+    return figure
+
+
+def _limit_line(name: str, axis: Axis) -> dict[str, Any]:
+    across = "x" if name == "y" else "y"
+    ends = {f"{name}0": axis.limit, f"{name}1": axis.limit, f"{across}0": 0, f"{across}1": 1}
+    return {"type": "line", f"{across}ref": "paper", "line": {"color": LIMIT, "width": 1.5, "dash": "dash"}, **ends}
+
+
+def _limit_note(name: str, axis: Axis, logarithmic: bool) -> dict[str, Any]:
+    """Annotations, unlike lines, take the logarithm on such an axis."""
+    assert axis.limit is not None
+    across = "x" if name == "y" else "y"
+    place = {name: math.log10(axis.limit) if logarithmic else axis.limit, f"{across}ref": "paper", across: 0}
+    turned = {"xanchor": "left", "yanchor": "bottom"} if name == "y" else {"xanchor": "right", "yanchor": "bottom"}
+    text = {"text": f"limit {axis.limit_text}", "font": {"color": LIMIT}, "textangle": 0 if name == "y" else -90}
+    return {**text, **place, **turned, "showarrow": False, "bgcolor": "#fff", "borderpad": 2}
 
 
 # --- one bar per model ---
 
 
 def model_bars(stage: Stage, *, what: str) -> Figure:
-    """Draw each model's lowest `time` or `memory` as a bar, up to its highest as a whisker, crosses for none; largest on top."""
+    """Draw each model from its lowest to its highest `time` or `bytes`: pale all, solid what keeps every limit."""
     axis = time_axis(stage) if what == "time" else memory_axis(stage)
-    read = _seconds if what == "time" else _most_bytes
+    read = seconds_of if what == "time" else most_bytes
     names = short_names(stage.models)
-    spans = {model: _span(stage, model, read, axis) for model in stage.models}
-    satisfying = {row.model for row in stage.rows if not row.rejected}
-    known = [model for model in stage.models if spans[model] is not None]
-    data = [
-        _model_bars({m: spans[m] for m in known if (m in satisfying) is kept}, names, kept) for kept in (True, False)
-    ]
-    data.append(_model_crosses([names[model] for model in stage.models if spans[model] is None]))
-    layout = _layout(height=90 + 24 * len(stage.models))
-    tallest = max((span[1] for span in spans.values() if span), default=0.0)
-    layout["xaxis"] |= {"title": {"text": axis.title}, "range": [0, _top(axis, tallest)], "fixedrange": True}
+    values: dict[str, list[tuple[float, bool]]] = {model: [] for model in stage.models}
+    for row in stage.rows:
+        value = read(row)
+        if value is not None:
+            values[row.model].append((value / axis.scale, not row.rejected))
+    every = {names[model]: [value for value, _ in found] for model, found in values.items()}
+    satisfying = {names[model]: [value for value, kept in found if kept] for model, found in values.items()}
+    layout = _layout(height=110 + 24 * len(names))
+    layout["xaxis"] |= {"title": {"font": {"size": 12.5}, "text": axis.title}, "fixedrange": True}
+    layout["xaxis"]["range"] = [0, _top(axis, _tallest(every.values()))]
     order = [escape(names[model]) for model in stage.models]
-    layout["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": order, "showgrid": False}
-    layout["yaxis"]["dtick"] = 1
+    layout["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": order}
+    layout["yaxis"] |= {"showgrid": False, "dtick": 1, "fixedrange": True, "range": [-0.6, len(order) - 0.4]}
     layout["barmode"] = "overlay"
-    if axis.limit is not None and axis.limit <= layout["xaxis"]["range"][1]:
-        layout["shapes"] = [_limit_line("x", axis)]
-    return {"data": data, "layout": layout}
+    bars = [_spans(every, "all configurations", 0.35), _spans(satisfying, "those within every limit", 1.0)]
+    figure = {"data": [*bars, _model_crosses([name for name, found in every.items() if not found])], "layout": layout}
+    return figure if axis.limit is None or axis.limit > layout["xaxis"]["range"][1] else _with_lines(figure, x=axis)
 
 
-def _seconds(row: Row) -> float | None:
-    return seconds_of(row)
-
-
-def _most_bytes(row: Row) -> float | None:
-    return None if row.process_bytes is None else float(row.process_bytes[1])
-
-
-def _span(stage: Stage, model: str, read: Callable[[Row], float | None], axis: Axis) -> tuple[float, float] | None:
-    values = [value / axis.scale for row in stage.rows if row.model == model and (value := read(row)) is not None]
-    return (min(values), max(values)) if values else None
-
-
-def _model_bars(spans: dict[str, Any], names: dict[str, str], satisfying: bool) -> dict[str, Any]:
-    lows = [span[0] for span in spans.values()]
+def _spans(values: dict[str, list[float]], name: str, opacity: float) -> dict[str, Any]:
+    found = {model: (min(each), max(each)) for model, each in values.items() if each}
     return {
         "type": "bar",
         "orientation": "h",
-        "name": "some configuration keeps the limits" if satisfying else "none does",
-        "y": [escape(names[model]) for model in spans],
-        "x": lows,
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [span[1] - span[0] for span in spans.values()],
-            "arrayminus": [0.0 for _ in lows],
-            "thickness": 1,
-            "width": 3,
-            "color": OTHERS,
-        },
-        "marker": {"color": COLOURS[0] if satisfying else OTHERS},
-        "hovertemplate": "%{y}<br>%{x:.3g} to %{customdata:.3g}<extra></extra>",
-        "customdata": [span[1] for span in spans.values()],
+        "name": name,
+        "y": [escape(model) for model in found],
+        "base": [low for low, _ in found.values()],
+        "x": [high - low for low, high in found.values()],
+        "customdata": [[low, high] for low, high in found.values()],
+        "hovertemplate": f"%{{y}}<br>%{{customdata[0]:.3g}} to %{{customdata[1]:.3g}}<br>{name}<extra></extra>",
+        "opacity": opacity,
+        "marker": {"color": COLOURS[0], "line": {"color": COLOURS[0], "width": 2}},
     }
 
 
 def _model_crosses(names: list[str]) -> dict[str, Any]:
+    """Say which models have no configuration with a value: bars without length, under a cross."""
     return {
         "type": "bar",
         "orientation": "h",
@@ -305,10 +318,11 @@ def scatter(stage: Stage, models: Sequence[str], choice: Row | None) -> Figure:
         traces.append(_star(choice, across, up))
     layout = _layout()
     layout["hovermode"] = "closest"
-    layout["xaxis"] |= {"title": {"text": across.title}} | _range([t["x"] for t in traces], across)
-    layout["yaxis"] |= {"title": {"text": up.title}} | _range([t["y"] for t in traces], up)
-    layout["shapes"] = [_limit_line(d, axis) for d, axis in (("x", across), ("y", up)) if axis.limit is not None]
-    return {"data": traces, "layout": layout}
+    layout["xaxis"] |= {"title": {"font": {"size": 12.5}, "text": across.title}} | _range(
+        [t["x"] for t in traces], across
+    )
+    layout["yaxis"] |= {"title": {"font": {"size": 12.5}, "text": up.title}} | _range([t["y"] for t in traces], up)
+    return _with_lines({"data": traces, "layout": layout}, x=across, y=up)
 
 
 def _dots(rows: list[Row], name: str, colour: str, across: Axis, up: Axis, satisfies: bool) -> dict[str, Any]:
@@ -318,7 +332,7 @@ def _dots(rows: list[Row], name: str, colour: str, across: Axis, up: Axis, satis
         "name": escape(name),
         "legendgroup": escape(name),
         "x": [(seconds_of(row) or 0.0) / across.scale for row in rows],
-        "y": [_most(row) / up.scale for row in rows],
+        "y": [(most_bytes(row) or 0) / up.scale for row in rows],
         "hovertext": [hover(row) for row in rows],
         "hovertemplate": "%{hovertext}<extra></extra>",
         "marker": {
@@ -337,10 +351,6 @@ def _star(choice: Row, across: Axis, up: Axis) -> dict[str, Any]:
     return dot
 
 
-def _most(row: Row) -> int:
-    return 0 if row.process_bytes is None else row.process_bytes[1]
-
-
 def _range(columns: list[list[float]], axis: Axis) -> dict[str, Any]:
     """Show every dot and the limit; on a logarithmic scale where they are far apart."""
     values = [value for column in columns for value in column if value > 0]
@@ -349,8 +359,15 @@ def _range(columns: list[list[float]], axis: Axis) -> dict[str, Any]:
         return {}
     low, high = min(values), max(values)
     if high > DECADES_FROM * low:
-        return {"type": "log", "range": [math.log10(low / 1.25), math.log10(high * 1.35)], "dtick": "D2"}
+        return {"type": "log", "range": [math.log10(low / 1.25), math.log10(high * 1.35)]} | _ticks(low, high)
     return {"range": [0, high * 1.12]}
+
+
+def _ticks(low: float, high: float) -> dict[str, Any]:
+    """Label 1, 2 and 5 of each decade in full."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    values = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
+    return {"tickvals": values, "ticktext": [f"{value:,.10g}" for value in values]}
 
 
 # --- common ---
@@ -364,7 +381,7 @@ def hover(row: Row) -> str:
         lines.append(f"process {low} to {high}")
     if seconds_of(row) is not None:
         lines.append(f"time {format_time(seconds_of(row))}")
-    reasons = [_folded(reason) for reason in row.rejected] or [outcome_of(row) + " every limit"]
+    reasons = [_folded(reason) for reason in row.rejected] or [WITHIN]
     return "<br>".join([*lines, *reasons])
 
 

@@ -10,14 +10,25 @@ from whichlora_estimators.units import format_bytes
 
 from .pick import PickResult, Row
 from .plan import closest_miss, survivors
-from .report_view import Stage, batch_of, describe, format_count, format_time, outcome_of, seconds_of, setup_of
+from .report_view import (
+    WITHIN,
+    Stage,
+    batch_of,
+    describe,
+    format_count,
+    format_time,
+    most_bytes,
+    outcome_of,
+    seconds_of,
+    setup_of,
+)
 
 #: Rows of a stage that the page shows; further ones only make it slow.
 SHOWN = 1000
 
 
 def models_table(result: PickResult, stages: tuple[Stage, Stage]) -> str:
-    """One line per model, largest first: how much of either stage it satisfies, and its best or closest configuration."""
+    """Lay out a line per model, largest first: what it satisfies of either stage, its best or closest configuration."""
     inference, training = stages
     best: dict[str, Row] = {}
     for row in survivors(result):
@@ -30,12 +41,12 @@ def models_table(result: PickResult, stages: tuple[Stage, Stage]) -> str:
             f"{'★ ' if chosen else ''}{escape(model)}",
             format_count(parameters[model]),
             _served(inference, model),
-            _passed(training, model) if model in result.kept else "–",
+            _passed(training, model) if model in result.kept else "-",
             _best(best[model]) if model in best else _closest(closest_miss(result, model)),
         ]
         lines.append((cells, "chosen" if chosen else ""))
     headers = ("model", "parameters", "serves", "fine-tunes", "best configuration, or what came closest")
-    return _table(headers, lines, right=(1,))
+    return _table(headers, lines, right=(1,), wide=4)
 
 
 def _served(stage: Stage, model: str) -> str:
@@ -54,29 +65,27 @@ def _passed(stage: Stage, model: str) -> str:
 
 
 def _best(row: Row) -> str:
-    return f"{escape(describe(row))}: {format_time(seconds_of(row))}, up to {_most(row)}"
+    return f"{escape(describe(row))}: {format_time(seconds_of(row))}, up to {format_bytes(most_bytes(row) or 0)}"
 
 
 def _closest(row: Row | None) -> str:
     if row is None:
-        return "–"
+        return "-"
     if batch_of(row) is None:
         return f'<span class="no">{escape("; ".join(row.rejected))}</span>'
     return f'{escape(describe(row))}: <span class="no">{escape("; ".join(row.rejected))}</span>'
 
 
-def _most(row: Row) -> str:
-    return "–" if row.process_bytes is None else format_bytes(row.process_bytes[1])
-
-
 def rows_table(stage: Stage, choice: Row | None) -> str:
-    """All rows of a stage in the order tried, the reasons of each rejection beside it; the first of each model if many."""
+    """Lay out the rows of a stage in the order tried, with all reasons; of very many the first of each model."""
     shown = shown_rows(stage.rows)
-    first = "prompt + answer" if stage.key == "stage1" else "method"
-    headers = ("model", first, "batch", "allocated", "process", stage.time_name, "result", "why dropped", "evidence")
-    table = _table(headers, [(_cells(row), "chosen" if row is choice else "") for row in shown], right=(2, 3, 4, 5))
+    first = "prompt+answer" if stage.key == "stage1" else "method"
+    headers = ("model", first, "batch", "allocated", "process bytes", stage.time_name, "result", "evidence")
+    table = _table(
+        headers, [(_cells(row), "chosen" if row is choice else "") for row in shown], right=(2, 3, 4, 5), wide=6
+    )
     counts = Counter(outcome_of(row) for row in stage.rows)
-    summary = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.most_common())
+    summary = ", ".join(f"{outcome}: {count:,}" for outcome, count in counts.most_common())
     note = f"{len(stage.rows):,} rows: {summary}."
     if len(shown) < len(stage.rows):
         note += f" The table shows {len(shown):,} of them, the first of each model; the counts and charts are of all."
@@ -98,22 +107,23 @@ def shown_rows(rows: Sequence[Row], most: int = SHOWN) -> list[Row]:
 
 
 def _cells(row: Row) -> Iterator[str]:
-    outcome = outcome_of(row)
     batch = batch_of(row)
     yield escape(row.model)
     yield escape(setup_of(row))
     yield "any" if batch is None else str(batch)
-    yield "–" if row.allocated_peak_bytes is None else format_bytes(row.allocated_peak_bytes)
-    yield "–" if row.process_bytes is None else " – ".join(map(format_bytes, row.process_bytes))
+    yield "-" if row.allocated_peak_bytes is None else format_bytes(row.allocated_peak_bytes)
+    yield "-" if row.process_bytes is None else " to ".join(map(format_bytes, row.process_bytes))
     yield format_time(seconds_of(row))
-    yield f'<span class="{"yes" if not row.rejected else "no"}">{outcome}</span>'
-    yield escape("; ".join(row.rejected)) or "–"
-    yield escape(row.evidence if batch is not None else "–")
+    why = escape("; ".join(row.rejected))
+    yield f'<span class="no">{why}</span>' if why else f'<span class="yes">{WITHIN}</span>'
+    yield escape(row.evidence if batch is not None else "-")
 
 
-def _table(headers: Sequence[str], lines: Sequence[tuple[Iterable[str], str]], *, right: Sequence[int] = ()) -> str:
-    """Lay cells out, which must be escaped, in a box that scrolls on its own."""
-    sides = [' class="num"' if i in right else "" for i in range(len(headers))]
+def _table(
+    headers: Sequence[str], lines: Sequence[tuple[Iterable[str], str]], *, right: Sequence[int], wide: int
+) -> str:
+    """Lay cells out, which must be escaped, in a box that scrolls on its own; the `wide` column may break its lines."""
+    sides = [' class="num"' if i in right else ' class="wide"' if i == wide else "" for i in range(len(headers))]
     head = "".join(f"<th{side}>{escape(name)}</th>" for name, side in zip(headers, sides, strict=True))
     body = "\n".join(_line(cells, sides, kind) for cells, kind in lines)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'

@@ -25,6 +25,10 @@ METHOD_NAMES = {
 }
 
 
+#: What became of a row that nothing speaks against.
+WITHIN = "within every limit"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage: its rows in the order tried, its limits, and what its times are times of.
@@ -78,22 +82,22 @@ def stages_of(result: PickResult) -> tuple[Stage, Stage]:
 
 
 def seconds_of(row: Row) -> float | None:
-    """Time that the stage is judged by; of a step where fine-tuning has no data set."""
+    """Return the time that the stage is judged by; of a step where fine-tuning has no data set."""
     return row.step_s if row.time_s is None else row.time_s
 
 
 def batch_of(row: Row) -> int | None:
-    """Batch size; None for a row that stands for every batch size of its setup."""
+    """Return the batch size; None for a row that stands for every batch size of its setup."""
     assert row.workload is not None
     return None if row.process_bytes is None else row.workload.batch_size
 
 
 def setup_of(row: Row) -> str:
-    """What a row tries besides its batch size: `QLoRA r16`, or `512 + 128 tokens`."""
+    """Say what a row tries besides its batch size: `QLoRA r16`, or `512+128` tokens of prompt and answer."""
     assert row.workload is not None
     workload = row.workload
     if workload.phase == "generate":
-        return f"{workload.prefill_len} + {workload.decode_len} tokens"
+        return f"{workload.prefill_len}+{workload.decode_len}"
     name = method_name(workload.method, workload.quantization)
     return f"{name} r{workload.rank}" if find_method(workload.method).has_rank else name
 
@@ -106,17 +110,24 @@ def method_name(method: str, quantization: str) -> str:
 
 
 def describe(row: Row) -> str:
-    """Name a row's setup and batch size: `QLoRA r16, batch 4`."""
+    """Name a row's setup and batch size: `QLoRA r16, batch 4`, `prompt+answer 512+128, batch 4`."""
+    assert row.workload is not None
     batch = batch_of(row)
-    return f"{setup_of(row)}, {'any batch' if batch is None else f'batch {batch}'}"
+    kind = "prompt+answer " if row.workload.phase == "generate" else ""
+    return f"{kind}{setup_of(row)}, {'any batch' if batch is None else f'batch {batch}'}"
+
+
+def most_bytes(row: Row) -> int | None:
+    """Return the process bytes that a row is judged by: the upper end of their range."""
+    return None if row.process_bytes is None else row.process_bytes[1]
 
 
 def outcome_of(row: Row) -> str:
-    """One word or two for what became of a row."""
+    """Say in a word or two what became of a row."""
     if not row.rejected:
-        return "satisfies"
+        return WITHIN
     if row.process_bytes is None:
-        return "dropped"
+        return "not predicted"
     return {Verdict.FITS: "too slow", Verdict.TIGHT: "tight", Verdict.DOES_NOT_FIT: "does not fit"}[row.verdict]
 
 
@@ -137,7 +148,7 @@ def format_count(count: int) -> str:
 
 def format_time(duration_s: float | None) -> str:
     """Print a duration, or a dash for none."""
-    return "–" if duration_s is None else format_seconds(duration_s)
+    return "-" if duration_s is None else format_seconds(duration_s)
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:

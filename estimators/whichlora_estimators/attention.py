@@ -197,15 +197,15 @@ def flash(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
 
     def backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         new = tape.new
-        # the kernel wants gradient and output in the memory order of [B, T, H, E]
-        copied = [] if q.strided or heads == 1 or queries == 1 else [new(q.shape, dtype) for _ in range(2)]
+        # the kernel wants its output in the memory order of [B, T, H, E]
+        copied = None if q.strided or heads == 1 or queries == 1 else new(q.shape, dtype)
         dq, dk, dv = ops.empty_like(q), ops.empty_like(k), ops.empty_like(v)
         rows = _round_up(queries, 128)
         softmax_d = new((batch, heads, rows), FP32)
         accumulator = new((batch, rows, heads, _round_up(padded, 32)), FP32)
         expanded = [new((batch, keys, heads, padded), dtype) for _ in range(2)] if kv_heads != heads else []
         _launch(dq, 2 * moved, batch * heads, keys, products=5, causal=causal)
-        del softmax_d, accumulator, expanded, copied
+        del expanded, accumulator, softmax_d, copied
         return dq, dk, dv
 
     tape.record(out, (q, k, v), (q, k, v, out.detach(), lse, seed, offset), backward)

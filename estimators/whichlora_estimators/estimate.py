@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .allocator import AllocatorConfig, replay
+from .allocator import AllocatorConfig, CachingAllocator
 from .gpus import Gpu, context_bytes
 from .roofline import lane_times
 from .tape import Kernel
@@ -72,7 +72,7 @@ class Estimate:
 def estimate(workload: Workload, gpu: Gpu, *, allocator: AllocatorConfig | None = None) -> Estimate:
     """Estimate a workload on a card. Raises UnknownName, BadValue or Unsupported for what has no formula."""
     timeline = lay(workload)
-    state = replay(timeline.tape.sizes, timeline.events(), config=allocator)
+    state = timeline.replay(CachingAllocator(allocator))
     return Estimate(
         workload=workload,
         gpu=gpu,

@@ -55,6 +55,10 @@ class Linear:
             return ops.add(ops.linear(x, self.weight), self.bias)
         return ops.linear(x, self.weight, self.bias)
 
+    def copy_packed(self) -> list[Tensor]:
+        """Copy the stored weight where it is packed in blocks, as PEFT does before it looks into one."""
+        return []
+
     def dequantized(self) -> Tensor:
         """Return the weight in its compute dtype (the weight itself where it is not quantized)."""
         assert self.weight is not None

@@ -7,7 +7,7 @@ temporaries, since a peak often falls on one. Under autocast the operators of it
 
 from __future__ import annotations
 
-from .tape import BOOL, FP16, FP32, Dtype, Kernel, Leaf, Node, Shape, Tensor
+from .tape import BOOL, FP16, FP32, Dtype, Kernel, Leaf, Node, Shape, Tensor, View
 
 
 def promote(a: Dtype, b: Dtype) -> Dtype:
@@ -246,7 +246,7 @@ def concat(parts: list[Tensor], dim: int) -> Tensor:
 
     def backward(g: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(
-            Tensor(g.tape, g.storage, shape, g.dtype) if need else None
+            View(g, shape) if need else None
             for shape, need in zip(shapes, needed, strict=True)
         )
 
@@ -373,16 +373,6 @@ def matmul_kernel(out: Tensor, batch: int, m: int, n: int, k: int) -> None:
 _MATRIX = 2
 
 
-class _View(Tensor):
-    """A gradient that backward brought to its shape as a view: autograd keeps the viewed tensor, so no sum is made in it."""
-
-    __slots__ = ("viewed",)
-
-    def __init__(self, viewed: Tensor) -> None:
-        super().__init__(viewed.tape, viewed.storage, viewed.shape, viewed.dtype)
-        self.viewed = viewed
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply [..., K] by a weight [N, K]: the weight is saved where x wants a gradient, x where the weight does."""
     if x.tape.autocast is not None:
@@ -410,13 +400,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _weight_gradient(g: Tensor, n: int, k: int) -> Tensor:
     grad = g.tape.new((n, k), g.dtype)
     matmul_kernel(grad, 1, n, k, g.numel // n)
-    return _View(grad)
+    return View(grad, grad.shape)
 
 
 def _input_gradient(g: Tensor, shape: Shape, n: int) -> Tensor:
     grad = g.tape.new(shape, g.dtype)
     matmul_kernel(grad, 1, g.numel // n, shape[-1], n)
-    return grad if len(shape) <= _MATRIX else _View(grad)
+    return grad if len(shape) <= _MATRIX else View(grad, shape)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -459,7 +449,7 @@ def transpose(x: Tensor) -> Tensor:
     seen = Tensor(x.tape, x.storage, (*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
     seen.strided = x.strided
     shape = x.shape
-    x.tape.record(seen, (x,), (), lambda g: (Tensor(g.tape, g.storage, shape, g.dtype),))
+    x.tape.record(seen, (x,), (), lambda g: (View(g, shape),))
     return seen
 
 

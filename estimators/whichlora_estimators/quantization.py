@@ -75,6 +75,10 @@ class Linear4bit(Linear):
         """Say that it is."""
         return True
 
+    def copy_packed(self) -> list[Tensor]:
+        """Copy codes and scales."""
+        return [ops.empty_like(tensor) for tensor in (self.packed, *self.scales)]
+
     def dequantized(self) -> Tensor:
         """Allocate the weight in the compute dtype, through fp32 scales where those are quantized too."""
         tape = self.packed.tape
@@ -136,7 +140,8 @@ class Linear8bit(Linear):
 
     def dequantized(self) -> Tensor:
         """Allocate the weight in fp32, as PEFT dequantizes an int8 layer."""
-        weight = self.packed.tape.new((self.out_features, self.in_features), FP32)
+        product = self.packed.tape.new((self.out_features, self.in_features), FP32)
+        weight = ops.scale(product)
         self.packed.tape.launch(self.packed.bytes + weight.bytes)
         return weight
 
@@ -192,16 +197,9 @@ def find_quantization(name: str | None) -> MakeLinear:
 
 
 def prepare_for_training(build: Build) -> None:
-    """Cast every 16-bit weight that is not quantized to fp32 (peft.prepare_model_for_kbit_training): norms, embeddings, head.
-
-    It ends by emptying the cache, so the 16-bit weights leave no trace.
-    """
-    replaced = []
+    """Cast every 16-bit weight that is not quantized to fp32 (peft.prepare_model_for_kbit_training): norms, embeddings, head."""
     for parameter in build.parameters:
-        old = parameter.tensor
-        if parameter.quantized or old.dtype is FP32 or isinstance(old.node, Leaf):
-            continue
-        if old.storage is not None:
-            replaced.append(old.storage)
-        old.storage, old.dtype = build.tape.new(old.shape, FP32).storage, FP32
-    build.tape.unmake(replaced)
+        tensor = parameter.tensor
+        if not parameter.quantized and tensor.dtype is not FP32 and not isinstance(tensor.node, Leaf):
+            tensor.storage, tensor.dtype = build.tape.new(tensor.shape, FP32).storage, FP32
+    build.tape.empty_cache()

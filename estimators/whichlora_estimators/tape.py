@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
+from weakref import ref
 
 from .reductions import column_sum_bytes
 
@@ -106,7 +107,7 @@ class Tensor:
         batch, tokens, width = self.shape
         seen = Tensor(self.tape, self.storage, (batch, count, tokens, width // count), self.dtype)
         seen.strided = count > 1 and tokens > 1
-        self.tape.record(seen, (self,), (), _merge_heads if seen.strided else _pass_on)
+        self.tape.record(seen, (self,), (), _merge_heads)
         return seen
 
     def detach(self) -> Tensor:
@@ -116,14 +117,20 @@ class Tensor:
         return seen
 
 
+class View(Tensor):
+    """A gradient that backward brought to its shape as a view: autograd keeps the viewed tensor, so no sum is made in it."""
+
+    __slots__ = ("viewed",)
+
+    def __init__(self, viewed: Tensor, shape: Shape) -> None:
+        super().__init__(viewed.tape, viewed.storage, shape, viewed.dtype)
+        self.viewed = viewed
+
+
 def _merge_heads(g: Tensor) -> tuple[Tensor]:
     batch, heads, tokens, width = g.shape
-    merged = g if g.strided else _kernel(g, g.shape, g.dtype)
-    return (Tensor(g.tape, merged.storage, (batch, tokens, heads * width), g.dtype),)
-
-
-def _pass_on(g: Tensor) -> tuple[Tensor]:
-    return (g,)
+    merged = g if g.strided or heads == 1 or tokens == 1 else _kernel(g, g.shape, g.dtype)
+    return (View(merged, (batch, tokens, heads * width)),)
 
 
 class Leaf:
@@ -150,7 +157,7 @@ class Node:
     and they die with the graph, not with the node's run.
     """
 
-    __slots__ = ("backward", "edges", "frame", "kept", "outputs", "saved", "section", "seq", "slot")
+    __slots__ = ("__weakref__", "backward", "edges", "frame", "kept", "outputs", "saved", "section", "seq", "slot")
 
     def __init__(
         self, seq: int, edges: tuple[Edge | None, ...], backward: Backward, outputs: int, section: str
@@ -167,14 +174,15 @@ class Node:
 
 
 class Frame:
-    """One checkpointed call: how to run it again, how many nodes saved something, and what the rerun gave back."""
+    """One checkpointed call: how to run it again, which nodes saved something, and what the rerun gave back for those
+    that a graph still holds."""
 
-    __slots__ = ("autocast", "count", "recomputed", "run")
+    __slots__ = ("autocast", "recomputed", "run", "savers")
 
     def __init__(self, run: Callable[[], object], autocast: Dtype | None) -> None:
         self.run = run
         self.autocast = autocast
-        self.count = 0
+        self.savers: list[ref[Node]] = []
         self.recomputed: list[Saved] | None = None
 
 
@@ -219,6 +227,7 @@ class Tape:
         self.events: list[int] = []
         self.kernels: list[Kernel] = []
         self.marks: list[Mark] = []
+        self.emptied: list[int] = []
         self.component = "weights"
         self.section = "setup"
         self.grad_enabled = False
@@ -241,13 +250,9 @@ class Tape:
         self.events.append(index)
         return Tensor(self, Storage(self.events, index), shape, dtype)
 
-    def unmake(self, storages: Iterable[Storage]) -> None:
-        """Take allocations off the tape: neither they nor their frees ever happened."""
-        gone = set()
-        for storage in storages:
-            gone.add(storage.index)
-            storage.index = -1
-        self.events = [event for event in self.events if event not in gone]
+    def empty_cache(self) -> None:
+        """Note that the allocator gives back its cache here."""
+        self.emptied.append(len(self.events))
 
     def launch(self, moved_bytes: int) -> None:
         """Record a kernel that is bound by the bytes it moves."""
@@ -313,15 +318,15 @@ class Tape:
         if self._rerun is not None:
             frame = self._rerun
             assert frame.recomputed is not None
-            frame.recomputed.append(saved)
+            frame.recomputed.append(() if frame.savers[len(frame.recomputed)]() is None else saved)
             node.saved = saved
-            if len(frame.recomputed) == frame.count:
+            if len(frame.recomputed) == len(frame.savers):
                 if out is not None:
                     self._take_back_unsaved(out, saved)
                 raise _StopRecomputation
         elif self._frame is not None:
-            node.frame, node.slot = self._frame, self._frame.count
-            self._frame.count += 1
+            node.frame, node.slot = self._frame, len(self._frame.savers)
+            self._frame.savers.append(ref(node))
         else:
             node.saved = saved
 
@@ -385,8 +390,7 @@ class Tape:
                 self.component = LOGITS_AND_LOSS if section == "loss" else TEMPORARIES
                 self._mark(f"{section} backward")
             grads = self._run(node, waiting.pop(node))
-            edges, node.edges = node.edges, ()
-            arrivals = list(zip(edges, grads, strict=True))
+            arrivals = list(zip(node.edges, grads, strict=True))  # nodes live until the loss dies, and `kept` with them
             del grads
             while arrivals:
                 edge, grad = arrivals.pop(0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import ops
+from .allocator import AllocatorState, CachingAllocator
 from .errors import Unsupported
 from .families import find_family
 from .families.base import Cache, Context, Decoder, Model
@@ -62,6 +63,16 @@ class Timeline:
         for segment in (self.setup, *self.order):
             laid += self.tape.events[segment.first.event : segment.last.event]
         return laid
+
+    def replay(self, allocator: CachingAllocator) -> AllocatorState:
+        """Run everything on an allocator and return its counters. Raises OutOfMemory where it has a limit."""
+        events, start = self.events(), 0
+        for stop in self.tape.emptied:
+            allocator.run(self.tape.sizes, events[start:stop])
+            allocator.empty_cache()
+            start = stop
+        allocator.run(self.tape.sizes, events[start:])
+        return allocator.state()
 
 
 class _Recorder:
@@ -131,10 +142,30 @@ def _lay_training(workload: Workload, config: Mapping[str, Any]) -> Timeline:
         assert isinstance(tensor.node, Leaf)
         tensor.node.grad = None
     clear = recorder.cut("zero grad")
-    timeline.order = [*step, start, update, clear] + (STEPS - 1) * [*step, update, clear]
     tape.events = list(tape.events)  # what dies with this function is no event of the step
+    again = [_again(tape, segment) for segment in step]
+    timeline.order = [*step, start, update, clear] + (STEPS - 1) * [*again, update, clear]
     del state
     return timeline
+
+
+def _again(tape: Tape, segment: Segment) -> Segment:
+    """Lay a segment once more behind everything, without cuBLAS's workspaces, which live on from the first time."""
+    first, last = segment.first, segment.last
+    once = {workspace.storage.index for workspace in tape.workspaces if workspace.storage is not None}
+    events = tape.events[first.event : last.event]
+    places = [first.event + index for index, event in enumerate(events) if event in once]
+    if not places:
+        return segment
+    shift = len(tape.events) - first.event
+
+    def moved(mark: Mark) -> Mark:
+        event = mark.event + shift - sum(place < mark.event for place in places)
+        return Mark(label=mark.label, event=event, kernel=mark.kernel)
+
+    tape.events += [event for event in events if event not in once]
+    tape.marks += [moved(mark) for mark in tape.marks if first.event <= mark.event < last.event]
+    return Segment(label=segment.label, first=moved(first), last=moved(last))
 
 
 def _trainable_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Model:

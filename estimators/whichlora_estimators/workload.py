@@ -10,7 +10,7 @@ from typing import Any
 from .errors import BadValue, UnknownName
 
 PHASES = ("train", "generate")
-TASKS = ("causal", "seq-cls", "seq2seq")
+TASKS = ("causal", "seq-cls", "token-cls", "masked-lm", "seq2seq")
 PRECISIONS = ("bf16-true", "fp16-true", "bf16-mixed", "fp16-mixed", "fp32")
 ATTENTIONS = ("sdpa", "eager")
 

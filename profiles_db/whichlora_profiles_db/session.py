@@ -63,7 +63,7 @@ def writing(path: Path, *, wait_s: float) -> Iterator[DuckDBPyConnection]:
     """
     deadline = _Deadline(wait_s)
     if not path.exists():
-        _create(path)
+        _create(path, deadline)
     _recognize(path, deadline)
     with _opened(path, deadline, read_only=False) as connection:
         migrations.migrate(connection, path)
@@ -188,13 +188,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, deadline: _Deadline) -> None:
     """Make an empty store that appears under its name complete or not at all, and never over another's."""
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _make(fresh)
-        _publish(fresh, path)
+        _make(fresh, deadline)
+        _publish(fresh, path, deadline)
+    except StoreBusy:
+        raise
     except (OSError, StoreError) as error:
         todo = "Check that the folder may be written and has room, or name another file."
         raise StoreError("the store cannot be made", value=str(path), todo=f"{todo} ({_first_line(error)})") from error
@@ -203,12 +205,12 @@ def _create(path: Path) -> None:
             fresh.unlink()
 
 
-def _make(path: Path) -> None:
-    with _opened(path, _Deadline(0), read_only=False) as connection:
+def _make(path: Path, deadline: _Deadline) -> None:
+    with _opened(path, deadline, read_only=False) as connection:
         migrations.migrate(connection, path)
 
 
-def _publish(fresh: Path, path: Path) -> None:
+def _publish(fresh: Path, path: Path, deadline: _Deadline) -> None:
     """Give a complete file its name, unless somebody was faster."""
     try:
         if os.name == "nt":
@@ -220,7 +222,7 @@ def _publish(fresh: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        _make(path)  # a file system without hard links: DuckDB's lock still keeps others out meanwhile
+        _make(path, deadline)  # a file system without hard links: DuckDB's lock still keeps others out meanwhile
 
 
 def _holder(error: Exception) -> str:

@@ -16,6 +16,7 @@ import pytest
 from whichlora_estimators.gpus import Gpu, all_gpus
 
 ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("WHICHLORA_TEST_PYTHON", sys.executable))  # whose PyTorch the programs run on
 _LAST_WORD = "\nimport json as _json; print('\\n' + _json.dumps(result))\n"
 
 
@@ -64,10 +65,10 @@ def on_null(_own_cache: None) -> Callable[..., Ran]:
     from whichlora.nulldevice import environment
 
     def run(program: str, gpu: Gpu | None = None, *, extra: dict[str, str] | None = None, **options: Any) -> Ran:
-        variables = {**os.environ, **environment(gpu or card(), **options), **(extra or {})}
-        path = [variables.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "estimators")]
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        command = [sys.executable, "-c", "result = {}\n" + program + _LAST_WORD]
+        variables = {**os.environ, **environment(gpu or card(), python=PYTHON, **options), **(extra or {})}
+        folders = [ROOT, *(ROOT / name for name in ("estimators", "profiles_db", "calibration"))]
+        variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], *map(str, folders)])
+        command = [str(PYTHON), "-c", "result = {}\n" + program + _LAST_WORD]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
         result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
         return Ran(result=result, exit_code=done.returncode, stderr=done.stderr)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.stack
 
 QUESTIONS = """
 import torch
-from whichlora.nulldevice import control
+from whichlora_null import control
 mask = torch.ones(2, 8, dtype=torch.long, device="cuda")
 loss = torch.zeros((), device="cuda")
 def answers():
@@ -80,7 +80,7 @@ result["stepped"] = len(optimizer.state) == 2
 
 GENERATE = """
 import torch, transformers
-from whichlora.nulldevice import control
+from whichlora_null import control
 config = transformers.AutoConfig.for_model(
     "llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=64
 )

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.stack
 OUT_OF_MEMORY, INVALID_VALUE = 2, 1
 PRELUDE = """
 import ctypes
-from whichlora.nulldevice import control
+from whichlora_null import control
 cuda = ctypes.CDLL(None)
 MIB = 2**20
 def malloc(size, function="cudaMalloc"):
@@ -151,10 +151,13 @@ copy = ctypes.create_string_buffer(4)
 cuda.cudaMemcpy(copy, pointer, ctypes.c_size_t(4), 0)
 result["read"] = copy.raw.decode()
 result["kinds"] = kind(pointer), kind(malloc(1)[1]), kind(copy)
+result["registered"] = cuda.cudaHostRegister(copy, ctypes.c_size_t(4), 0), kind(copy)
+result["unregistered"] = cuda.cudaHostUnregister(copy), kind(copy), cuda.cudaHostUnregister(copy)
 result["used"] = control.used_bytes(), control.pinned_bytes()
 result["freed"] = cuda.cudaFreeHost(pointer), control.pinned_bytes()
 """
     expected = {"read": "kept", "kinds": [1, 2, 0], "used": [2 << 20, 4 << 20], "freed": [0, 0]}
+    expected |= {"registered": [0, 1], "unregistered": [0, 0, INVALID_VALUE]}
     assert runtime(program).result == expected
 
 

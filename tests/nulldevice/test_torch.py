@@ -19,7 +19,7 @@ def filled(on_null: Callable[..., Any]) -> Any:
     """Return what a program saw that fills a card of 16 GiB in pieces of half a GiB."""
     program = """
 import torch
-from whichlora.nulldevice import control
+from whichlora_null import control
 half, held = 2**29, []
 try:
     while True:
@@ -55,7 +55,7 @@ def test_fragmentation_runs_out_and_expandable_segments_do_not(on_null: Callable
     """Half a split segment cannot serve a larger block, unless segments expand: the allocator is PyTorch's own."""
     program = """
 import torch
-from whichlora.nulldevice import control
+from whichlora_null import control
 def piece(mib):
     return torch.empty(mib * 2**20, dtype=torch.uint8, device="cuda")
 piece(1600)
@@ -135,7 +135,7 @@ def test_a_card_that_pytorch_was_not_built_for_runs_nothing(on_null: Callable[..
     """Where PyTorch's build has no code for a card, its kernels fail as they would there; others of the build run."""
     program = """
 import torch
-from whichlora.nulldevice import control
+from whichlora_null import control
 major, minor = torch.cuda.get_device_capability()
 built = [name.split("_")[1] for name in torch.cuda.get_arch_list()]
 result["built"] = any(code.startswith(str(major)) and int(code) <= 10 * major + minor for code in built)
@@ -154,7 +154,7 @@ def test_convolutions_fail_by_name(on_null: Callable[..., Any]) -> None:
     """What needs cuDNN raises in PyTorch, and the missing function's name is on stderr and kept."""
     program = """
 import torch
-from whichlora.nulldevice import control
+from whichlora_null import control
 try:
     torch.nn.Conv2d(3, 8, 3).cuda()(torch.zeros(1, 3, 8, 8, device="cuda"))
 except RuntimeError:

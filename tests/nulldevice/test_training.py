@@ -15,7 +15,7 @@ MIB = 2**20
 
 MODEL = """
 import torch, transformers, peft
-from whichlora.nulldevice import control
+from whichlora_null import control
 config = transformers.AutoConfig.for_model(
     "llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=1, num_attention_heads=8,
     num_key_value_heads=8, vocab_size=32000, tie_word_embeddings=False,
@@ -94,7 +94,7 @@ def bits(on_null: Callable[..., Any]) -> Any:
     program = """
 import gc, io, torch
 import bitsandbytes as bnb
-from whichlora.nulldevice import control
+from whichlora_null import control
 def taken(make):
     before = torch.cuda.memory_allocated()
     kept = make()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -25,11 +26,11 @@ from whichlora_profiles_db import (
     workload_to_json,
 )
 from whichlora_profiles_db.rows import COLUMNS
-from whichlora_profiles_db.session import reading
+from whichlora_profiles_db.session import reading, writing
 
 from .records import CONFIG, ENVIRONMENT, FULL, PLAIN, WORKLOAD, measurements, numbered
 
-few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Some measurements, some of them in a version without names or with other names.
 POOL = [
@@ -41,11 +42,19 @@ POOL = [
 ]
 
 
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store's file without a row, for tests that need many stores and not to see them made."""
+    path = tmp_path_factory.mktemp("blank") / "store.duckdb"
+    with writing(path, wait_s=5):
+        return path
+
+
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[[], Store]:
+def make(tmp_path: Path, blank: Path) -> Callable[[], Store]:
     """Return what makes new stores."""
     count = iter(range(10**6))
-    return lambda: open_store(tmp_path / f"{next(count)}.duckdb")
+    return lambda: open_store(Path(shutil.copy(blank, tmp_path / f"{next(count)}.duckdb")))
 
 
 def content(store: Store) -> list[str]:
@@ -79,13 +88,12 @@ def test_any_measurement_comes_back(make: Callable[[], Store], some: list[Measur
 @given(st.lists(st.sampled_from(POOL), max_size=5), st.lists(st.sampled_from(POOL), max_size=5))
 def test_adding_is_a_union(make: Callable[[], Store], left: list[Measurement], right: list[Measurement]) -> None:
     """Adding is commutative and idempotent, also for measurements that some have with and some without names."""
-    one, other, both = make(), make(), make()
+    one, other = make(), make()
     assert one.add(left) == len({each.id for each in left})
     assert one.add(right) == len({each.id for each in right} - {each.id for each in left})
     other.add(right)
     other.add(left)
-    both.add(right + left)
-    assert content(one) == content(other) == content(both)
+    assert content(one) == content(other)
     assert one.add(left + right) == 0
     assert content(one) == content(other)
 
@@ -112,9 +120,9 @@ def test_what_is_not_there_is_empty(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_adding_leaves_one_file(make: Callable[[], Store]) -> None:
+def test_adding_leaves_one_file(tmp_path: Path) -> None:
     """After an addition there is the file, whose folder was made, and nothing beside it."""
-    store = open_store(make().path.parent / "deep" / "down" / "s.duckdb")
+    store = open_store(tmp_path / "deep" / "down" / "s.duckdb")
     store.add([PLAIN])
     assert [path.name for path in store.path.parent.iterdir()] == ["s.duckdb"]
 

@@ -6,7 +6,7 @@ A process on the null device reads zeros, "yes, all of them" and "no, none of th
 - how many tokens does each expert of a mixture get? Here all get as many (`even`), or as few as can be get all of them
   (`skewed`), as the environment variable NULLCUDA_ROUTING says.
 
-Only the standard library: this file is loaded by its path in environments that do not have the rest of this package.
+Only the standard library: environments that lack the rest of this package load this file as whichlora_null.answers.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ def install() -> None:
     """Patch Transformers now or, where it is not imported yet, as soon as it is; does nothing without a null device."""
     if not control.is_null_device():
         return
-    for name, patch in _PATCHES.items():
+    for name in _PATCHES:
         if name in sys.modules:
-            patch(sys.modules[name])
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+            _patch(sys.modules[name])
+    sys.meta_path.insert(0, _Finder())
 
 
 def tokens_per_expert(tokens: int, experts_per_token: int, experts: int, *, routing: str = "even") -> list[int]:
@@ -44,6 +43,13 @@ def tokens_per_expert(tokens: int, experts_per_token: int, experts: int, *, rout
     share, rest = divmod(tokens * experts_per_token, experts)
     counts = [share + (expert < rest) for expert in range(experts)]
     return [count for count in counts if count]
+
+
+def _patch(module: ModuleType) -> None:
+    """Patch a module once, whoever asks and under whatever name this file was loaded."""
+    if not vars(module).get("_answered_by_whichlora"):
+        vars(module)["_answered_by_whichlora"] = True
+        _PATCHES[module.__name__](module)
 
 
 def _patch_stopping_criteria(module: ModuleType) -> None:
@@ -116,14 +122,15 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        patch = _PATCHES.get(fullname)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target) if patch else None
-        if patch and spec and spec.loader:
+        if fullname not in _PATCHES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec and spec.loader:
             run = spec.loader.exec_module
 
             def run_and_patch(module: ModuleType) -> None:
                 run(module)
-                patch(module)
+                _patch(module)
 
             spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]
         return spec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -100,10 +99,17 @@ def _compile_into(folder: Path, stack: Stack, libraries: list[Path]) -> None:
         _run(_command(compiler, include, workshop, stack))
         for name in ALSO_AS:
             (workshop / name).symlink_to(LIBRARY)
-        with contextlib.suppress(OSError):  # somebody else was faster, with the same result
-            workshop.rename(folder)
+        _publish(workshop, folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _publish(workshop: Path, folder: Path) -> None:
+    try:
+        workshop.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else somebody was faster, with the same result
+            raise
 
 
 def _compiler() -> list[str]:

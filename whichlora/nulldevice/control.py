@@ -1,6 +1,6 @@
 """Steer and read the null device from inside the process that runs on it.
 
-Only the standard library, so that another environment's Python can load this file by its path.
+Only the standard library: environments that lack the rest of this package load this file as whichlora_null.control.
 """
 
 from __future__ import annotations

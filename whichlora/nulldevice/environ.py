@@ -69,8 +69,8 @@ def _preload(folder: Path) -> dict[str, str]:
 
 
 def _before(first: str, variable: str) -> str:
-    rest = os.environ.get(variable)
-    return f"{first}:{rest}" if rest else first
+    rest = [path for path in os.environ.get(variable, "").split(":") if path and path != first]
+    return ":".join([first, *rest])
 
 
 def _card(gpu: Gpu, *, context_bytes: int, bool_read: bool) -> dict[str, str]:

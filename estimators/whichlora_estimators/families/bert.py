@@ -1,14 +1,14 @@
-"""BERT: learned positions, norms behind the sums, dropout, heads for sentences, tokens and masked words (transformers/models/bert, 5.23).
+"""BERT: learned positions, norms behind the sums, dropout, heads for sentences, tokens and words (transformers/models/bert).
 
-A head is never quantized here: PEFT trains a copy of it, and refuses to where it is quantized, so loading has to leave it
-out (`llm_int8_skip_modules`).
+States Transformers 5.23. A classifier is never quantized here: PEFT trains a copy of it, which it cannot of a quantized one,
+so loading has to leave it out (`llm_int8_skip_modules`); Transformers itself does not.
 
 # B batch, T tokens, D width, H heads, E head width
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
@@ -96,7 +96,7 @@ class Layer:
         return self.act(x)
 
 
-class Head:
+class Head(ABC):
     """What comes behind the layers for one task."""
 
     #: What PEFT trains a copy of.
@@ -104,14 +104,10 @@ class Head:
 
     def copied(self, build: Build) -> None:
         """Replace the weights that PEFT saves whole by copies that train; the originals stay where they are."""
-        kept, copies = [], []
-        for weight in self.weights:
-            with build.tape.tagged("adapters"):
-                copy = build.tape.new(weight.shape, weight.dtype)
-            kept.append(Tensor(build.tape, weight.storage, weight.shape, weight.dtype))
-            weight.storage, weight.node = copy.storage, Leaf()
-            copies.append(weight)
-        self.kept = kept
+        self.originals = [weight.detach() for weight in self.weights]
+        with build.tape.tagged("adapters"):
+            for weight in self.weights:
+                weight.storage, weight.node = build.tape.new(weight.shape, weight.dtype).storage, Leaf()
 
     @abstractmethod
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
@@ -119,7 +115,7 @@ class Head:
 
 
 class SentenceHead(Head):
-    """A dense layer with tanh on the first token, which LoRA may adapt, and the classifier (BertForSequenceClassification)."""
+    """A dense layer with tanh on the first token, which LoRA may adapt, and the classifier."""
 
     def __init__(self, c: Config, build: Build) -> None:
         width = c.count("hidden_size")
@@ -165,7 +161,7 @@ class TokenHead(Head):
 
 
 class WordHead(Head):
-    """A dense layer, activation, norm, and the decoder, whose weight is the embedding's (BertForMaskedLM, RobertaForMaskedLM)."""
+    """A dense layer, activation, norm, and the decoder, whose weight is the embedding's."""
 
     def __init__(self, c: Config, build: Build, embedding: Tensor) -> None:
         width, vocab = c.count("hidden_size"), c.count("vocab_size")
@@ -192,16 +188,19 @@ class WordHead(Head):
 
 
 def label_count(c: Config) -> int:
+    """Return how many labels there are: those that the config names, or their number."""
     named = c.get("id2label")
     return len(named) if named else c.count("num_labels")
 
 
 def weights_of(layer: Linear) -> list[Tensor]:
+    """Return weight and bias of a layer."""
     assert layer.weight is not None
     return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
 
 
 def classifier_dropout(c: Config) -> float:
+    """Return the dropout of the head: that of the layers unless it has one of its own."""
     return c.rate("hidden_dropout_prob" if c.get("classifier_dropout") is None else "classifier_dropout")
 
 
@@ -310,5 +309,3 @@ class Bert(Encoder):
         "num_labels": 2,
         "tie_word_embeddings": True,
     }
-
-

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: fused qkv, some columns of a head rotated, attention beside the MLP (transformers/models/gpt_neox).
+"""GPT-NeoX, Pythia: fused qkv, some columns of a head rotated, attention beside the MLP (transformers/models/gpt_neox).
 
 # B batch, T tokens, D width, H heads, E head width
 """

@@ -1,7 +1,7 @@
 """OPT: learned positions with an offset of 2, biases, dropout (transformers/models/opt, 5.23).
 
-opt-350m normalises behind attention and MLP, not before, and its tokens' embeddings are narrower than its blocks, with a
-projection in and one out.
+opt-350m normalises behind attention and MLP, not before, and its tokens' embeddings are narrower than its blocks, with
+a projection in and one out.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Opt(Decoder):
         return x
 
     def enter(self, ids: Tensor, context: Context, kept: list[Tensor]) -> tuple[Tensor, Positions]:
-        """Project the tokens' embeddings and add those of the positions, [B, T, D]: positions are counted per sample."""
+        """Project the tokens' embeddings and add those of the positions, [B, T, D], counted per sample."""
         tape, (batch, tokens) = ids.tape, ids.shape
         inputs = self.looked_up(ids, context)
         past = context.cache.length if context.cache is not None else 0

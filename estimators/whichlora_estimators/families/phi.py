@@ -51,9 +51,7 @@ class PhiAttention:
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
         """Attend [B, T, D] to itself and the cache; eager attention also returns its probabilities."""
-        q = self.q(x).heads(self.heads)
-        k = self.k(x).heads(self.kv_heads)
-        v = self.v(x).heads(self.kv_heads)
+        q, k, v = self.projected(x)
         if self.head_norms is not None:
             q = self.head_norms[0](q)
             k = self.head_norms[1](k)
@@ -71,6 +69,12 @@ class PhiAttention:
         out, weights = attention.attend(q, k, v, shared.mask, kind=context.attention, dropout=dropout)
         out = self.o(out)
         return out, weights
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make queries [B, H, T, E], keys and values [B, K, T, E]: each projection is seen as heads before the next."""
+        q = self.q(x).heads(self.heads)
+        k = self.k(x).heads(self.kv_heads)
+        return q, k, self.v(x).heads(self.kv_heads)
 
 
 def _both_rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,9 +33,10 @@ class Phi3Attention:
         qkv = self.qkv(x)
         of_q = self.heads * self.head_dim
         of_k = of_q + self.kv_heads * self.head_dim
-        q = ops.slice_last(qkv, 0, of_q).heads(self.heads)
-        k = ops.slice_last(qkv, of_q, of_k).heads(self.kv_heads)
-        v = ops.slice_last(qkv, of_k, qkv.shape[-1]).heads(self.kv_heads)
+        q = ops.slice_last(qkv, 0, of_q)
+        k = ops.slice_last(qkv, of_q, of_k)
+        v = ops.slice_last(qkv, of_k, qkv.shape[-1])
+        q, k, v = q.heads(self.heads), k.heads(self.kv_heads), v.heads(self.kv_heads)
         assert shared.cos is not None
         assert shared.sin is not None
         q, k = _rotated(q, k, shared.cos, shared.sin)

@@ -1,4 +1,4 @@
-"""RoBERTa: BERT with positions counted from the ids and a classifier of two layers (transformers/models/roberta, 5.23)."""
+"""RoBERTa: BERT with positions counted from the ids and a classifier of two layers (transformers/models/roberta)."""
 
 from __future__ import annotations
 

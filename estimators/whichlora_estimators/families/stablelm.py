@@ -35,6 +35,11 @@ class StableLmAttention(PhiAttention):
         q = HeadNorms(build, "q_layernorm", self.heads, self.head_dim)
         return q, HeadNorms(build, "k_layernorm", self.kv_heads, self.head_dim)
 
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make queries [B, H, T, E], keys and values [B, K, T, E]: all projections first, so that backward ends with them."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        return q.heads(self.heads), k.heads(self.kv_heads), v.heads(self.kv_heads)
+
 
 class StableLmBlock:
     """x + attention(norm(x)), then x + mlp(norm(x)); or both branches on one norm."""

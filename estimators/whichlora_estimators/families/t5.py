@@ -1,7 +1,6 @@
 """T5 and mT5: encoder and decoder with a learned bias by distance in attention (transformers/models/t5, mt5, 5.23).
 
-Both share one embedding with the head, whatever the config says (since Transformers 5). `wo` stays fp32 where weights are
-loaded in fp16 or quantized (`_keep_in_fp32_modules`).
+Both share one embedding with the head, whatever the config says (since Transformers 5). Loading never quantizes `wo`.
 
 # B batch, T query tokens, S key tokens, D width, H heads, E head width
 """
@@ -16,7 +15,7 @@ from typing import ClassVar
 from .. import attention, layers, ops
 from ..errors import Unsupported
 from ..layers import Build, Linear, plain_linear, token_ids
-from ..tape import BOOL, FP16, FP32, INT64, LOGITS_AND_LOSS, Dtype, Leaf, Tensor
+from ..tape import BOOL, FP16, FP32, INT64, LOGITS_AND_LOSS, Tensor
 from ..workload import Workload
 from .base import Config, Context, InputLeaf, Model, family, with_input_grad
 
@@ -48,7 +47,9 @@ class Biases:
 class Attention:
     """Projections without bias, unscaled attention with a bias by distance, output projection."""
 
-    def __init__(self, c: Config, build: Build, *, first: bool, causal: bool = False, bidirectional: bool = True) -> None:
+    def __init__(
+        self, c: Config, build: Build, *, first: bool, causal: bool = False, bidirectional: bool = True
+    ) -> None:
         width, self.heads = c.count("d_model"), c.count("num_heads")
         inner = self.heads * c.count("d_kv")
         self.causal, self.bidirectional, self.dropout = causal, bidirectional, c.rate("dropout_rate")
@@ -80,7 +81,7 @@ class Attention:
         return attention.attend(q, k, v, joined, kind="sdpa", dropout=self.dropout)
 
     def _bias(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
-        """Make the bias, [1, H, T, S]: from the table, or zeros, which ask for a gradient where layers are checkpointed."""
+        """Make the bias, [1, H, T, S]: from the table, or zeros, which ask for a gradient under checkpointing."""
         queries, keys = q.shape[2], k.shape[2]
         if self.table is None:
             zeros = q.tape.new((1, self.heads, queries, keys), q.dtype)
@@ -94,7 +95,7 @@ class Attention:
 
 
 def _buckets(like: Tensor, queries: int, keys: int, *, bidirectional: bool) -> Tensor:
-    """Number distances, [T, S]: integers and their logarithms, most of which live to the end."""
+    """Give each distance, [T, S], its row of the table, by integers and logarithms most of which live to the end."""
     tape, shape = like.tape, (queries, keys)
     relative = tape.new(shape, INT64)
     side = tape.new(shape, INT64) if bidirectional else None
@@ -132,7 +133,7 @@ def _eager(
 
 
 def _joined(bias: Tensor, mask: Tensor | None, q: Tensor, *, causal: bool) -> Tensor:
-    """Join bias and mask to the float mask that sdpa takes, in memory order (sdpa_attention.create_position_bias_mask)."""
+    """Join bias and mask to the float mask that sdpa takes, in memory order (create_position_bias_mask)."""
     tape, (_, heads, queries, keys) = bias.tape, bias.shape
     if mask is not None or causal:
         allowed = tape.new((queries, keys), BOOL) if mask is None else mask
@@ -165,7 +166,7 @@ class Mlp:
         self.act = layers.find_activation("gelu_new" if kind == "gated-gelu" else kind.rsplit("-", 1)[-1])
         self.widen = build.linear("wi_0" if self.gated else "wi", width, inner)
         self.gate = build.linear("wi_1", width, inner) if self.gated else None
-        self.project, self.dtype = _kept_linear(build, "wo", inner, width)
+        self.project = _kept_linear(build, "wo", inner, width)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
@@ -177,21 +178,17 @@ class Mlp:
             linear = self.gate(x)
             x = ops.mul(gelu, linear)
         x = ops.dropout(x, self.dropout)
-        x = ops.cast(x, self.dtype)
+        assert self.project.weight is not None
+        x = ops.cast(x, self.project.weight.dtype)
         x = self.project(x)
         return x  # noqa: RET504 - what the projection read dies here, not with its call
 
 
-def _kept_linear(build: Build, name: str, n_in: int, n_out: int) -> tuple[Linear, Dtype]:
-    """Make a layer that loading keeps in fp32 where it would make it fp16 or quantize it."""
-    if build.make_linear is plain_linear and build.dtype is not FP16:
-        return build.linear(name, n_in, n_out), build.dtype
-    weight = build.add(f"{name}.weight", build.tape.new((n_out, n_in), FP32))
-    if build.trainable:
-        weight.node = Leaf()
-    layer = Linear(name, weight, None)
+def _kept_linear(build: Build, name: str, n_in: int, n_out: int) -> Linear:
+    """Make a layer that loading never quantizes."""
+    layer = plain_linear(build, name, n_in, n_out, bias=False)
     build.linears.append(layer)
-    return layer, FP32
+    return layer
 
 
 class Block:
@@ -250,8 +247,8 @@ class Stack:
         self.blocks = [Block(c, build, index, decoder=decoder) for index in range(count)]
         self.norm = Norm(c, build)
 
-    def __call__(self, ids: Tensor, context: Context, leaves: list[object], states: Tensor | None = None) -> Tensor:
-        """Map ids [B, T], and the encoder's states [B, S, D], to [B, T, D]; `leaves` live as long as the graph."""
+    def __call__(self, ids: Tensor, context: Context, states: Tensor | None = None) -> Tensor:
+        """Map ids [B, T], and the encoder's states [B, S, D], to [B, T, D]."""
         tape = ids.tape
         inputs = with_input_grad(ops.embedding(ids, self.embed), context)
         shared = self._shared(inputs, context, states)
@@ -263,7 +260,6 @@ class Stack:
             run = partial(block, x, shared, bias, cross_bias, context)
             x, bias, cross_bias = tape.checkpoint(run) if context.checkpointing else run()
             del run
-        leaves += [leaf.node for leaf in (inputs, cross_bias) if leaf is not None and isinstance(leaf.node, InputLeaf)]
         tape.mark(f"{self.name} final")
         x = self.norm(x)
         x = ops.dropout(x, self.dropout)
@@ -275,10 +271,10 @@ class Stack:
         if states is None:
             mask = _bidirectional_mask(x, batch, tokens, tokens, context)
             return Biases(mask=mask)
-        mask = attention.causal_mask(
-            x, batch=batch, queries=tokens, keys=tokens, padded=False, kind=context.attention
+        mask = attention.causal_mask(x, batch=batch, queries=tokens, keys=tokens, padded=False, kind=context.attention)
+        return Biases(
+            mask=mask, cross_mask=_bidirectional_mask(x, batch, tokens, states.shape[1], context), states=states
         )
-        return Biases(mask=mask, cross_mask=_bidirectional_mask(x, batch, tokens, states.shape[1], context), states=states)
 
 
 def _bidirectional_mask(x: Tensor, batch: int, queries: int, keys: int, context: Context) -> Tensor | None:
@@ -338,17 +334,16 @@ class T5(Model):
     def step_loss(self, inputs: Sequence[Tensor], context: Context) -> tuple[Tensor, object]:
         """Return the loss of the target's tokens; logits and the encoder's states stay."""
         ids, labels = inputs[0], inputs[1]
-        leaves: list[object] = []
-        states = self.encoder(ids, context, leaves)
+        states = self.encoder(ids, context)
         shifted = labels.tape.new(labels.shape, INT64)
-        hidden = self.decoder(shifted, context, leaves, states)
+        hidden = self.decoder(shifted, context, states)
         hidden.tape.mark("loss")
         with hidden.tape.tagged(LOGITS_AND_LOSS):
             if self.scaled:
                 hidden = ops.scale(hidden)
             logits = self.head(hidden)
             loss = ops.cross_entropy(logits.view(labels.numel, logits.shape[-1]), labels)
-        return loss, (logits, states, leaves)
+        return loss, (logits, states)
 
 
 @family("mt5")

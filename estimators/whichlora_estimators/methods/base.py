@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, TypeVar
 
 from ..errors import BadValue
 from ..families.base import Model
-from ..layers import Linear
+from ..layers import Build, Linear
+from ..tape import FP32, Dtype, Leaf, Tensor
 from ..workload import Workload
 
 METHODS: dict[str, Method] = {}
@@ -42,6 +45,9 @@ def adapted_linears(model: Model, workload: Workload) -> list[Linear]:
     targets = workload.targets
     if targets == "all-linear":
         return list(model.build.linears)
+    if targets is None and not model.default_targets:
+        todo = 'Name the layers to adapt, or give "all-linear".'
+        raise BadValue("PEFT has no default target modules for this model", value=workload.model, todo=todo)
     wanted = set(model.default_targets if targets is None else targets)
     known = {layer.name for layer in model.build.linears}
     missing = sorted(wanted - known)
@@ -57,3 +63,29 @@ def check_rank(layer: Linear, rank: int) -> None:
     if rank > widest:
         todo = f"{layer.name} is {layer.out_features} x {layer.in_features}: choose a rank up to {widest}."
         raise BadValue("rank above the layer's width", value=rank, todo=todo)
+
+
+def adapter_dtype(layer: Linear) -> Dtype:
+    """Return the dtype in which PEFT creates adapters of a layer: that of its weight, fp32 beside a quantized one."""
+    return FP32 if layer.quantized or layer.weight is None else layer.weight.dtype
+
+
+def trained(build: Build, name: str, *shape: int, dtype: Dtype = FP32, frozen: bool = False) -> Tensor:
+    """Allocate an adapter weight that trains, unless frozen."""
+    with build.tape.tagged("adapters"):
+        tensor = build.tape.new(shape, dtype)
+    if not frozen:
+        tensor.node = Leaf()
+    return build.add(name, tensor)
+
+
+@contextmanager
+def upcast(build: Build) -> Iterator[None]:
+    """Convert the 16-bit parameters that are added inside to fp32, one by one (tuners_utils.py, cast_adapter_dtype)."""
+    before = len(build.parameters)
+    yield
+    with build.tape.tagged("adapters"):
+        for parameter in build.parameters[before:]:
+            tensor = parameter.tensor
+            if tensor.dtype.bytes < FP32.bytes:
+                tensor.storage, tensor.dtype = build.tape.new(tensor.shape, FP32).storage, FP32

@@ -11,9 +11,9 @@ from __future__ import annotations
 from .. import ops
 from ..families.base import Model
 from ..layers import Build, Linear
-from ..tape import FP32, Leaf, Tensor
+from ..tape import FP16, FP32, Dtype, Tensor
 from ..workload import Workload
-from .base import Method, adapted_linears, check_rank, method
+from .base import Method, adapted_linears, adapter_dtype, check_rank, method, trained, upcast
 
 
 class LoraLinear:
@@ -22,8 +22,9 @@ class LoraLinear:
     def __init__(self, layer: Linear, build: Build, workload: Workload, *, freeze_a: bool = False) -> None:
         check_rank(layer, workload.rank)
         self.layer, self.dropout = layer, workload.dropout
-        self.a = trained(build, f"{layer.name}.lora_A", workload.rank, layer.in_features, frozen=freeze_a)
-        self.b = trained(build, f"{layer.name}.lora_B", layer.out_features, workload.rank)
+        dtype, rank = adapter_dtype(layer), workload.rank
+        self.a = trained(build, f"{layer.name}.lora_A", rank, layer.in_features, dtype=dtype, frozen=freeze_a)
+        self.b = trained(build, f"{layer.name}.lora_B", layer.out_features, rank, dtype=dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [..., K] to [..., N]."""
@@ -61,55 +62,65 @@ class DoraLinear(LoraLinear):
 
     def __init__(self, layer: Linear, build: Build, workload: Workload) -> None:
         super().__init__(layer, build, workload)
-        self.magnitude = trained(build, f"{layer.name}.lora_magnitude_vector", layer.out_features)
+        dtype = self._start()
+        self.magnitude = trained(build, f"{layer.name}.lora_magnitude_vector", layer.out_features, dtype=dtype)
+
+    def _start(self) -> Dtype:
+        """Compute the first magnitudes, from the weight and B A: the first product on the device."""
+        a, b, new = self.a, self.b, self.a.tape.new
+        if a.dtype is FP16:
+            a, b = ops.cast(a, FP32), ops.cast(b, FP32)
+        copied = self.layer.copy_packed()
+        weight = self.layer.dequantized()
+        product = new((self.layer.out_features, self.layer.in_features), a.dtype)
+        ops.matmul_kernel(product, 1, self.layer.out_features, self.layer.in_features, a.shape[0])
+        product = ops.cast(product, self.a.dtype)
+        norm = self._weight_norm(weight, product)
+        del copied
+        return norm.dtype
 
     def combined(self, result: Tensor, x: Tensor) -> Tensor:
         """result + DoRA's correction of it."""
-        return ops.add(result, self._corrected(result, x))
+        base_result: Tensor | None = result
+        if self.dropout:
+            x, base_result = ops.dropout(x, self.dropout), None
+        return ops.add(result, self._corrected(x, base_result))
 
     def combined_quantized(self, result: Tensor, x: Tensor, *, convert: bool) -> Tensor:
         """As `combined`, with the cast behind the sum."""
         dtype = result.dtype
-        out = self.combined(result, x)
-        return ops.cast(out, dtype) if convert else out
+        result = self.combined(result, x)
+        return ops.cast(result, dtype) if convert else result
 
-    def _corrected(self, result: Tensor, x: Tensor) -> Tensor:
-        base_result: Tensor | None = result
-        if self.dropout:
-            x, base_result = ops.dropout(x, self.dropout), None
-        lora_weight = self._lora_weight(x)
-        weight = ops.cast(self.layer.dequantized(), x.dtype)
-        norm = self._weight_norm(weight, lora_weight)
-        magnitude = ops.cast(ops.mul(self.magnitude, norm), self.magnitude.dtype)
+    def _corrected(self, x: Tensor, base_result: Tensor | None) -> Tensor:
+        """(m - 1) base(x) + m B(A(x)) * scaling, where m is the magnitude over the weight's norm."""
+        lora_weight = self._lora_weight()
+        lora_weight = ops.cast(lora_weight, x.dtype)
+        weight = self.layer.dequantized()
+        weight = ops.cast(weight, x.dtype)
+        norm = self._weight_norm(weight, lora_weight.detach())
+        magnitude = ops.mul(self.magnitude, norm)
         lora_result = ops.linear(ops.linear(x, self.a), self.b)
         if base_result is None:
             base_result = ops.linear(x, weight)
         elif self.layer.bias is not None:
             base_result = ops.add(base_result, self.layer.bias)
-        scaled_base = ops.mul(ops.shift(magnitude), base_result)
-        scaled_update = ops.scale(ops.mul(magnitude, lora_result))
-        return ops.add(scaled_base, scaled_update)
+        return ops.add(
+            ops.mul(ops.shift(magnitude), base_result),
+            ops.scale(ops.mul(magnitude, lora_result)),
+        )
 
-    def _lora_weight(self, x: Tensor) -> Tensor:
-        identity = x.tape.new((self.layer.in_features, self.layer.in_features), self.a.dtype)
+    def _lora_weight(self) -> Tensor:
+        """B(A(identity)), transposed."""
+        width = self.layer.in_features
+        identity = self.a.tape.new((width, width), self.a.dtype)
         product = ops.linear(ops.linear(identity, self.a), self.b)
-        return ops.cast(product.view(self.layer.out_features, self.layer.in_features), x.dtype)
+        return ops.transpose(product)
 
     def _weight_norm(self, weight: Tensor, lora_weight: Tensor) -> Tensor:
-        scaled = ops.scale(lora_weight.detach())
-        total = ops.add(weight, scaled)
-        norm = total.tape.new((self.layer.out_features,), total.dtype)
-        total.tape.launch(total.bytes)
-        return norm
-
-
-def trained(build: Build, name: str, *shape: int, frozen: bool = False) -> Tensor:
-    """Allocate an fp32 adapter weight that trains, unless frozen."""
-    with build.tape.tagged("adapters"):
-        tensor = build.tape.new(shape, FP32)
-    if not frozen:
-        tensor.node = Leaf()
-    return build.add(name, tensor)
+        weight = ops.add(weight, ops.scale(lora_weight))
+        weight.tape.launch(weight.bytes)
+        return weight.tape.new((self.layer.out_features,), weight.dtype)
 
 
 @method
@@ -121,8 +132,9 @@ class Lora(Method):
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter."""
-        for layer in adapted_linears(model, workload):
-            layer.adapter = LoraLinear(layer, model.build, workload)
+        with upcast(model.build):
+            for layer in adapted_linears(model, workload):
+                layer.adapter = LoraLinear(layer, model.build, workload)
 
 
 @method
@@ -142,8 +154,9 @@ class LoraFa(Method):
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter whose A takes no gradient, so that the layer's input is not kept for it."""
-        for layer in adapted_linears(model, workload):
-            layer.adapter = LoraLinear(layer, model.build, workload, freeze_a=True)
+        with upcast(model.build):
+            for layer in adapted_linears(model, workload):
+                layer.adapter = LoraLinear(layer, model.build, workload, freeze_a=True)
 
 
 @method
@@ -155,5 +168,6 @@ class Dora(Method):
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target a DoRA adapter."""
-        for layer in adapted_linears(model, workload):
-            layer.adapter = DoraLinear(layer, model.build, workload)
+        with upcast(model.build):
+            for layer in adapted_linears(model, workload):
+                layer.adapter = DoraLinear(layer, model.build, workload)

@@ -42,7 +42,7 @@ static int asked(const char *kernel, const char *const *signs) {
 
 static int bool_answer(const char *kernel) {
   static const char *const any[] = {"or_kernel", NULL};
-  static const char *const comparison[] = {"compare_", "CompareEq", "CompareFunctor", "compare_scalar", NULL};
+  static const char *const comparison[] = {"compare_scalar", "CompareEq", "CompareFunctor", NULL};
   if (next_bool >= 0) {
     int answer = next_bool;
     next_bool = -1;

@@ -55,9 +55,20 @@ static size_t give_back(Range *range, uintptr_t address) {
   return bytes;
 }
 
+// Host memory that somebody else allocated and had pinned: a handful of ranges.
+typedef struct { uintptr_t start, end; } Registered;
+static Registered registered[1024];
+static size_t registered_used;
+
+static int is_registered(uintptr_t address) {
+  for (size_t i = 0; i < registered_used; i++)
+    if (address >= registered[i].start && address < registered[i].end) return 1;
+  return 0;
+}
+
 int is_device(const void *pointer) { return within(&device, (uintptr_t)pointer); }
 int is_managed(const void *pointer) { return within(&managed, (uintptr_t)pointer); }
-int is_pinned(const void *pointer) { return within(&pinned, (uintptr_t)pointer); }
+int is_pinned(const void *pointer) { return within(&pinned, (uintptr_t)pointer) || is_registered((uintptr_t)pointer); }
 uintptr_t take_addresses(size_t bytes) { return take(&device, bytes); }
 size_t return_addresses(uintptr_t address) { return give_back(&device, address); }
 size_t device_page(uintptr_t address) { return (address - device.base) / PAGE_BYTES; }
@@ -103,6 +114,7 @@ static int map_host(Range *range, Account *account, void **pointer, size_t bytes
     *pointer = mapped;
     add(account, rounded);
   } else if (address) {
+    if (mapped != MAP_FAILED) munmap(mapped, rounded);
     give_back(range, address);
   }
   pthread_mutex_unlock(&memory_lock);
@@ -129,6 +141,28 @@ int cudaHostAlloc(void **pointer, size_t bytes, unsigned flags) {
 }
 int cudaMallocHost(void **pointer, size_t bytes) { return cudaHostAlloc(pointer, bytes, 0); }
 int cudaFreeHost(void *pointer) { return unmap_host(&pinned, &pinned_account, pointer); }
+
+int cudaHostRegister(void *pointer, size_t bytes, unsigned flags) {
+  (void)flags;
+  uintptr_t start = (uintptr_t)pointer;
+  pthread_mutex_lock(&memory_lock);
+  int fits = registered_used < sizeof registered / sizeof *registered;
+  if (fits) registered[registered_used++] = (Registered){start, start + bytes};
+  pthread_mutex_unlock(&memory_lock);
+  return fail(fits ? SUCCESS : OUT_OF_MEMORY);
+}
+
+int cudaHostUnregister(void *pointer) {
+  int error = INVALID_VALUE;
+  pthread_mutex_lock(&memory_lock);
+  for (size_t i = registered_used; i-- > 0 && error;)
+    if (registered[i].start == (uintptr_t)pointer) {
+      registered[i] = registered[--registered_used];
+      error = SUCCESS;
+    }
+  pthread_mutex_unlock(&memory_lock);
+  return fail(error);
+}
 
 int cudaFree(void *pointer) {
   if (!pointer) return SUCCESS;

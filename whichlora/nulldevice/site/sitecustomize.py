@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-
-
-def _load_answers() -> None:
-    """Load control.py and answers.py as a package of their own: nothing else of ours need be importable here."""
-    name = "whichlora_nulldevice_answers"
-    package = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, None, is_package=True))
-    package.__path__ = [str(_HERE.parent)]
-    sys.modules[name] = package
-    importlib.import_module(f"{name}.answers").install()
 
 
 def _run_hidden_one() -> None:
@@ -26,5 +18,5 @@ def _run_hidden_one() -> None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-_load_answers()
+importlib.import_module("whichlora_null.answers").install()
 _run_hidden_one()

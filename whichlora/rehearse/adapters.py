@@ -1,0 +1,145 @@
+"""The methods and optimizers that the real libraries have, by the names that workloads give them.
+
+A new one is one entry. PEFT's and the optimizers' defaults stand unless a workload's field says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from whichlora_estimators.errors import UnknownName, Unsupported
+from whichlora_estimators.workload import Workload
+
+from .models import QUANTIZATIONS
+
+TASK_TYPES = {"causal": "CAUSAL_LM", "seq-cls": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
+VIRTUAL_TOKENS = 20
+LEARNING_RATE = 1e-4
+FULL = "full"
+
+Config = Callable[[Any, Workload], Any]  # (the package peft, a workload) to a configuration of PEFT
+
+
+def _lora(peft: Any, workload: Workload, **more: Any) -> Any:
+    return peft.LoraConfig(
+        r=workload.rank,
+        lora_alpha=2 * workload.rank,
+        lora_dropout=workload.dropout,
+        target_modules=_targets(workload),
+        **more,
+    )
+
+
+def _adalora(peft: Any, workload: Workload) -> Any:
+    return peft.AdaLoraConfig(
+        init_r=workload.rank,
+        target_r=max(1, workload.rank // 2),
+        lora_alpha=2 * workload.rank,
+        target_modules=_targets(workload),
+        total_step=100,
+    )
+
+
+def _targets(workload: Workload) -> Any:
+    return list(workload.targets) if isinstance(workload.targets, tuple) else workload.targets
+
+
+METHODS: dict[str, Config | None] = {
+    FULL: None,
+    "lora": _lora,
+    "lora-fa": _lora,
+    "rslora": lambda peft, w: _lora(peft, w, use_rslora=True),
+    "dora": lambda peft, w: _lora(peft, w, use_dora=True),
+    "adalora": _adalora,
+    "ia3": lambda peft, w: peft.IA3Config(),
+    "loha": lambda peft, w: peft.LoHaConfig(r=w.rank, target_modules=_targets(w)),
+    "lokr": lambda peft, w: peft.LoKrConfig(r=w.rank, target_modules=_targets(w)),
+    "vera": lambda peft, w: peft.VeraConfig(r=w.rank, target_modules=_targets(w)),
+    "prompt-tuning": lambda peft, w: peft.PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS),
+    "prefix-tuning": lambda peft, w: peft.PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS),
+    "p-tuning": lambda peft, w: peft.PromptEncoderConfig(num_virtual_tokens=VIRTUAL_TOKENS),
+}
+
+
+def _bitsandbytes(name: str) -> Callable[[Iterable[Any]], Any]:
+    def make(parameters: Iterable[Any]) -> Any:
+        import bitsandbytes as bnb
+
+        return getattr(bnb.optim, name)(parameters, lr=LEARNING_RATE)
+
+    return make
+
+
+def _torch(name: str) -> Callable[[Iterable[Any]], Any]:
+    def make(parameters: Iterable[Any]) -> Any:
+        import torch
+
+        return getattr(torch.optim, name)(parameters, lr=LEARNING_RATE)
+
+    return make
+
+
+def _adafactor(parameters: Iterable[Any]) -> Any:
+    """Make the Adafactor that the HF Trainer takes for `optim="adafactor"`."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor(parameters)
+
+
+OPTIMIZERS: dict[str, Callable[[Iterable[Any]], Any]] = {
+    "adamw": _torch("AdamW"),
+    "adamw-8bit": _bitsandbytes("AdamW8bit"),
+    "paged-adamw": _bitsandbytes("PagedAdamW"),
+    "paged-adamw-8bit": _bitsandbytes("PagedAdamW8bit"),
+    "sgd": _torch("SGD"),
+    "adafactor": _adafactor,
+}
+
+
+def check(workload: Workload) -> None:
+    """Refuse a workload that no library can run, before anything heavy starts. Raises UnknownName or Unsupported."""
+    names = {"method": METHODS, "optimizer": OPTIMIZERS, "quantization": QUANTIZATIONS}
+    for field, known in names.items():
+        value = getattr(workload, field)
+        if value not in known and not (workload.phase == "generate" and field != "quantization"):
+            raise UnknownName(field, value, known, todo=f"Rehearsed are: {', '.join(known)}.")
+    if workload.phase == "generate":
+        if workload.task != "causal":
+            todo = 'Use task "causal", or phase "train".'
+            raise Unsupported("generation is rehearsed for causal models only", value=workload.task, todo=todo)
+    elif workload.method == FULL and workload.quantization != "none":
+        todo = 'Choose an adapter ("lora"), or no quantization.'
+        raise Unsupported("weights that are quantised are not trained", value=workload.quantization, todo=todo)
+
+
+def adapt(model: Any, workload: Workload) -> Any:
+    """Prepare the model for training as its users do: k-bit preparation, adapters, checkpointing, no cache."""
+    import peft
+
+    quantized, adapted = workload.quantization != "none", METHODS[workload.method]
+    prepared = quantized and workload.kbit_preparation
+    if prepared:
+        model = peft.prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=workload.checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    if adapted:
+        config = adapted(peft, workload)
+        config.task_type = TASK_TYPES[workload.task]
+        model = peft.get_peft_model(model, config)
+    if workload.method == "lora-fa":
+        _freeze_a(model)
+    if workload.checkpointing and not prepared:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    return model.train()
+
+
+def _freeze_a(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)

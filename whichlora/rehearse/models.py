@@ -1,0 +1,134 @@
+"""The model of a workload, built by Transformers on the device without a checkpoint, quantised as loading would.
+
+Facts: transformers 5.23 (integrations/bitsandbytes.py), bitsandbytes 0.50 (nn/modules.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whichlora_estimators.errors import BadValue, WhichloraError
+from whichlora_estimators.workload import Workload
+
+#: The dtype of the weights that are not quantised.
+DTYPES = {
+    "bf16-true": "bfloat16",
+    "fp16-true": "float16",
+    "bf16-mixed": "float32",
+    "fp16-mixed": "float32",
+    "fp32": "float32",
+}
+# Under quantisation "mixed" says that the step runs under autocast; the weights are those of a 16-bit load.
+_QUANTIZED_DTYPES = DTYPES | {"bf16-mixed": "bfloat16", "fp16-mixed": "float16"}
+AUTO_CLASSES = {
+    "causal": "AutoModelForCausalLM",
+    "seq-cls": "AutoModelForSequenceClassification",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}
+QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
+_FOUR_BIT = ("nf4", "fp4")
+_HEADS = frozenset({"lm_head", "score", "classifier"})  # Transformers leaves a model's output layer as it is
+
+
+def build_model(workload: Workload, device: str) -> Any:
+    """Return the model with all of its weights on the device, their values undefined.
+
+    Raises WhichloraError for a config that Transformers does not know.
+    """
+    import torch
+    import transformers
+
+    config = _config(workload)
+    auto = getattr(transformers, AUTO_CLASSES[workload.task])
+    dtypes = DTYPES if workload.quantization == "none" else _QUANTIZED_DTYPES
+    dtype = getattr(torch, dtypes[workload.precision])
+    kind = {"dtype" if hasattr(config, "dtype") else "torch_dtype": dtype}  # `dtype` since 4.56
+    with torch.device(device if workload.quantization == "none" else "meta"):
+        model = auto.from_config(config, **kind)
+    if workload.quantization != "none":
+        _quantize(model, workload, dtype, device)
+    return model
+
+
+def _config(workload: Workload) -> Any:
+    import transformers
+
+    fields = {key: value for key, value in workload.config.items() if not key.startswith("_")}
+    model_type = fields.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise BadValue("config without model_type", value=model_type, todo="Give the whole config.json of a model.")
+    try:
+        config = transformers.AutoConfig.for_model(model_type, **fields)
+    except ValueError as error:
+        version = transformers.__version__
+        raise WhichloraError(f"transformers {version} has no such model_type", value=model_type, todo=f"{error}"[:200]) from error
+    config._attn_implementation = workload.attention
+    return config
+
+
+def _quantize(model: Any, workload: Workload, dtype: Any, device: str) -> None:
+    """Put quantised layers in the place of linear ones, then everything that is left on the device."""
+    import torch
+
+    make = _four_bit if workload.quantization in _FOUR_BIT else _eight_bit
+    for name, module in list(model.named_modules()):
+        parent, _, leaf = name.rpartition(".")
+        if isinstance(module, torch.nn.Linear) and leaf not in _HEADS:
+            layer = make(module, workload, dtype, device)
+            if module.bias is not None:
+                layer.bias = torch.nn.Parameter(torch.empty_like(module.bias, device=device))
+            setattr(model.get_submodule(parent), leaf, layer)
+    for module in model.modules():
+        _leave_meta(module, device)
+    model.tie_weights()
+    model.is_loaded_in_4bit = workload.quantization in _FOUR_BIT
+    model.is_loaded_in_8bit = not model.is_loaded_in_4bit
+    model.quantization_method = "bitsandbytes"
+
+
+def _four_bit(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
+    """Return a 4-bit layer; like loading, it needs the whole weight for a moment."""
+    import bitsandbytes as bnb
+    import torch
+
+    how = {"quant_type": workload.quantization, "compress_statistics": workload.double_quantization}
+    weight = torch.empty(linear.weight.shape, dtype=dtype, device=device)
+    packed, state = bnb.functional.quantize_4bit(weight, blocksize=64, **how)
+    shape = (linear.in_features, linear.out_features)
+    layer = bnb.nn.Linear4bit(*shape, bias=linear.bias is not None, compute_dtype=dtype, device="meta", **how)
+    layer.weight = bnb.nn.Params4bit(
+        packed, requires_grad=False, quant_state=state, bnb_quantized=True, module=layer, **how
+    )
+    return layer
+
+
+def _eight_bit(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
+    """Return an 8-bit layer with outliers from 6.0 on, Transformers' default, and one scale a row."""
+    import bitsandbytes as bnb
+    import torch
+
+    layer = bnb.nn.Linear8bitLt(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        has_fp16_weights=False,
+        threshold=6.0,
+        device="meta",
+    )
+    codes = torch.empty(linear.weight.shape, dtype=torch.int8, device=device)
+    weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=None, SCB=None)
+    weight.CB, weight.SCB = weight.data, torch.empty(linear.weight.shape[0], dtype=torch.float32, device=device)
+    layer.weight, layer.state.CB, layer.state.SCB = weight, weight.CB, weight.SCB
+    return layer
+
+
+def _leave_meta(module: Any, device: str) -> None:
+    import torch
+
+    for name, parameter in list(module._parameters.items()):
+        if parameter is not None and parameter.device.type == "meta":
+            empty = torch.empty_like(parameter, device=device)
+            module._parameters[name] = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for name, buffer in list(module._buffers.items()):
+        if buffer is not None and buffer.device.type == "meta":
+            module._buffers[name] = torch.empty_like(buffer, device=device)

@@ -1,0 +1,112 @@
+"""The library behind `whichlora rehearse`: workloads and a card in, what the real step took on it out."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from whichlora_estimators.errors import BadValue, WhichloraError
+from whichlora_estimators.gpus import Gpu, context_bytes
+from whichlora_estimators.workload import Workload
+from whichlora_profiles_db import PhasePeak, environment_from_json, workload_to_json
+
+from .adapters import check
+from .cards import find_card
+from .pool import Pool
+from .records import Rehearsal
+
+TIMEOUT_S = 600.0
+_WORKER = "whichlora.rehearse.worker"
+_NEEDED = ("torch", "transformers", "peft")
+
+
+def rehearse(
+    workloads: Iterable[Workload],
+    gpu: str | Gpu,
+    *,
+    jobs: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+    alloc_conf: str | None = None,
+    routing: str = "even",
+    on_done: Callable[[Rehearsal], None] | None = None,
+) -> Iterator[Rehearsal]:
+    """Run workloads on a card that is not there and yield what each took, in the order of the input.
+
+    `gpu` may be "unlimited". `jobs` is how many processes work at a time (default: one a processor); `on_done` hears of
+    each rehearsal at once, whatever its place. What runs out of memory or fails is a rehearsal too.
+    Raises WhichloraError before the first one for a workload that no library runs, or where something is not installed.
+    """
+    card = find_card(gpu) if isinstance(gpu, str) else gpu
+    asked = list(workloads)
+    for workload in asked:
+        check(workload)
+    count = _checked(jobs, timeout_s)
+    need(_NEEDED)
+    if any(_wants_bitsandbytes(workload) for workload in asked):
+        need(("bitsandbytes",))
+    variables = _environment(card, alloc_conf=alloc_conf, routing=routing)
+    pool = Pool(variables, module=_WORKER, jobs=min(count, len(asked)), timeout_s=timeout_s)
+    return _in_order(pool, asked, card, on_done)
+
+
+def need(packages: Iterable[str]) -> None:
+    """Raise WhichloraError unless the packages are installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        todo = 'Install them: pip install "whichlora[gpu]" (on Linux; no GPU is needed).'
+        raise WhichloraError("a rehearsal runs the real libraries, and some are not installed", value=missing, todo=todo)
+
+
+def _checked(jobs: int | None, timeout_s: float) -> int:
+    if jobs is not None and jobs < 1:
+        raise BadValue("jobs must be positive", value=jobs, todo="Give 1 or more.")
+    if not timeout_s > 0:
+        raise BadValue("timeout must be a positive time", value=timeout_s, todo="Give seconds.")
+    return jobs or len(os.sched_getaffinity(0))
+
+
+def _wants_bitsandbytes(workload: Workload) -> bool:
+    trains = workload.phase == "train"
+    return workload.quantization != "none" or (trains and workload.optimizer.startswith(("paged", "adamw-8bit")))
+
+
+def _environment(gpu: Gpu, *, alloc_conf: str | None, routing: str) -> dict[str, str]:
+    from whichlora.nulldevice import environment
+
+    variables = environment(gpu, context_bytes=context_bytes(gpu), alloc_conf=alloc_conf, routing=routing)
+    # One thread for what the host computes: as many workers as processors run beside each other.
+    return variables | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+def _in_order(
+    pool: Pool, asked: list[Workload], gpu: Gpu, on_done: Callable[[Rehearsal], None] | None
+) -> Iterator[Rehearsal]:
+    done: dict[int, Rehearsal] = {}
+    following = 0
+    with pool:
+        for number, answer in pool.answers((i, workload_to_json(workload)) for i, workload in enumerate(asked)):
+            done[number] = _rehearsal(asked[number], gpu, answer)
+            if on_done:
+                on_done(done[number])
+            while following in done:
+                yield done.pop(following)
+                following += 1
+
+
+def _rehearsal(workload: Workload, gpu: Gpu, answer: Mapping[str, Any]) -> Rehearsal:
+    peaks = answer.get("peaks", {}).items()
+    return Rehearsal(
+        workload=workload,
+        gpu=gpu,
+        outcome=answer["outcome"],
+        error=answer["error"],
+        phase=answer.get("phase", ""),
+        phases={
+            name: PhasePeak(allocated_peak_bytes=allocated, reserved_peak_bytes=reserved)
+            for name, (allocated, reserved) in peaks
+        },
+        environment=environment_from_json(answer["environment"]),
+        **answer.get("counts", {}),
+    )
