@@ -138,18 +138,19 @@ def _as_miss(row: Row) -> Row:
 
 
 def _distance(config: PickConfig, row: Row) -> tuple[int, float, int]:
-    """Order misses: what would run but may overstep a limit, what does not fit, what has no prediction.
+    """Order misses: what would run but oversteps one limit, or two; what does not fit; what has no prediction.
 
     Within these by how many times over the worse of the two limits they are, then by size.
     """
     assert row.workload is not None
     if row.process_bytes is None:
-        return 2, 0.0, row.parameters
+        return 4, 0.0, row.parameters
     training = row.workload.phase == "train"
     limit_s = config.stage2.total_time_s if training else config.stage1.time_per_token_s
     slowness = 0.0 if row.time_s is None or limit_s is None else row.time_s / limit_s
     fullness = row.process_bytes[1] / memory_limit(config, row.workload.phase)
-    return int(row.verdict is Verdict.DOES_NOT_FIT), max(fullness, slowness), row.parameters
+    severity = 3 if row.verdict is Verdict.DOES_NOT_FIT else len(row.rejected)
+    return severity, max(fullness, slowness), row.parameters
 
 
 def _candidate(config: PickConfig, row: Row, prediction: Prediction | None = None) -> Candidate:

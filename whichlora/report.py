@@ -8,7 +8,9 @@ from importlib import resources
 from .pick import PickResult, Row
 from .report_answer import asked, assumptions, breakdown, headline, numbers, title
 from .report_charts import (
+    DOTS,
     Figure,
+    dots_of,
     draw,
     drawn_setups,
     least_width_px,
@@ -71,7 +73,7 @@ def _body(result: PickResult) -> str:
     parts.append(_section("Every model", _note(note), models_table(result, stages)))
     parts += [_charts(result, stage) for stage in stages if stage.rows]
     for stage in stages:
-        table = rows_table(stage, result.choice) if stage.rows else _note("No model came this far.")
+        table = rows_table(stage) if stage.rows else _note("No model came this far.")
         parts.append(_section(f"All configurations of {stage.title.lower()}", table))
     parts.append(assumptions(result))
     return "\n".join(parts)
@@ -87,13 +89,12 @@ def _note(text: str) -> str:
 
 
 def _charts(result: PickResult, stage: Stage) -> str:
-    choice = result.choice if stage.key == "stage2" else None
     detailed = _neighbours(stage, result.choice, DETAILED)
     parts = []
     if len(stage.models) > DETAILED:
         parts += [_by_model(stage, "time"), _by_model(stage, "bytes")]
-    parts += [_by_configuration(stage, detailed, "time"), _by_configuration(stage, detailed, "bytes")]
-    parts.append(_against(stage, _neighbours(stage, result.choice, COLOURED), choice))
+    parts += [_by_configuration(result, stage, detailed, "time"), _by_configuration(result, stage, detailed, "bytes")]
+    parts.append(_against(stage, _neighbours(stage, result.choice, COLOURED)))
     return _section(stage.title, *parts)
 
 
@@ -117,7 +118,7 @@ def _by_model(stage: Stage, what: str) -> str:
     return _figure(f"{stage.key}-{what}-models", name, text, model_bars(stage, what=what))
 
 
-def _by_configuration(stage: Stage, models: list[str], what: str) -> str:
+def _by_configuration(result: PickResult, stage: Stage, models: list[str], what: str) -> str:
     if what == "time":
         name, figure = f"{stage.time_name} by configuration", time_bars(stage, models)
         text = "Full colour: satisfies every limit. Pale: dropped. ✕: does not fit the memory, so that it has no time."
@@ -128,20 +129,22 @@ def _by_configuration(stage: Stage, models: list[str], what: str) -> str:
             " Bars cut at the upper edge go on beyond it. ✕: not even its weights fit, or it was refused."
         )
     if len(models) < len(stage.models):
-        text += f" Shown: {len(models)} of {len(stage.models)} models, nearest in size to the choice."
+        middle = "the choice" if result.choice is not None else "the largest within every limit"
+        text += f" Shown: {len(models)} of {len(stage.models)} models, around {middle}."
     if drawn_setups(stage) < len(stage.setups):
         text += f" Shown: {drawn_setups(stage)} of {len(stage.setups)} setups, evenly selected."
     return _figure(f"{stage.key}-{what}", name, text, figure, least_width_px(stage, len(models)))
 
 
-def _against(stage: Stage, models: list[str], choice: Row | None) -> str:
-    timeless = sum(row.time_s is None and row.step_s is None for row in stage.rows)
+def _against(stage: Stage, models: list[str]) -> str:
+    found = len(dots_of(stage))
+    timeless = len(stage.rows) - found
     text = "Dots are within every limit, crosses are not; dashed lines: the limits. Bytes: upper end of the range."
     if timeless:
         text += f" Not shown: {timeless:,} configurations without a time, because they do not fit."
-    return _figure(
-        f"{stage.key}-scatter", f"process bytes against {stage.time_name}", text, scatter(stage, models, choice)
-    )
+    if found > DOTS:
+        text += f" Drawn: {DOTS:,} of {found:,}, evenly selected."
+    return _figure(f"{stage.key}-scatter", f"process bytes against {stage.time_name}", text, scatter(stage, models))
 
 
 def _figure(key: str, name: str, caption: str, figure: Figure, least_px: int = 0) -> str:

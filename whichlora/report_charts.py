@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import partial
 from typing import Any
 
 from whichlora_estimators.units import GIB, format_bytes, format_seconds
@@ -25,10 +26,13 @@ from .report_view import (
 
 Figure = dict[str, Any]
 
+#: Plotly reads a few tags in labels and undoes these three entities only: quotes must stay as they are.
+escape = partial(html.escape, quote=False)
+
 #: Okabe and Ito's colours, told apart by nearly all eyes; yellow and black left out, which one of the themes swallows.
 COLOURS = ("#3478c0", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8f7ee6")
 OTHERS = "#8a93a0"
-LIMIT = "#d3394c"
+LIMIT = "#dc4055"
 #: Configurations along one chart; of more setups an even selection is drawn.
 CATEGORIES = 48
 #: Dots that a browser still draws at once.
@@ -82,7 +86,7 @@ def time_bars(stage: Stage, models: Sequence[str]) -> Figure:
         data.append(_bars(grid, rows, [None if s is None else s / axis.scale for s in seconds], model, colour))
         data.append(_crosses(grid, rows, [s is None for s in seconds], model, colour))
     tallest = _tallest(trace["y"] for trace in data)
-    return _with_limit({"data": data, "layout": _bar_layout(axis, tallest)}, axis)
+    return _with_limit({"data": data, "layout": _bar_layout(axis, tallest, len(grid.places), stage.setup_name)}, axis)
 
 
 def memory_bars(stage: Stage, models: Sequence[str]) -> Figure:
@@ -100,7 +104,7 @@ def memory_bars(stage: Stage, models: Sequence[str]) -> Figure:
         data.append(more | {"base": [each or 0 for each in least], "opacity": 0.35, "showlegend": False})
         data.append(_crosses(grid, rows, [each is None for each in ranges], model, colour))
     tallest = max((row.process_bytes[1] / GIB for row in stage.rows if row.process_bytes), default=0.0)
-    return _with_limit({"data": data, "layout": _bar_layout(axis, tallest)}, axis)
+    return _with_limit({"data": data, "layout": _bar_layout(axis, tallest, len(grid.places), stage.setup_name)}, axis)
 
 
 class _Grid:
@@ -109,6 +113,10 @@ class _Grid:
     def __init__(self, stage: Stage) -> None:
         batches: tuple[int | None, ...] = stage.batches or (None,)
         self.setups = thinned(stage.setups, max(1, CATEGORIES // len(batches)))
+        chosen = None if stage.choice is None else setup_of(stage.choice)
+        if chosen is not None and chosen not in self.setups:
+            place = stage.setups.index(chosen) * len(self.setups) // len(stage.setups)
+            self.setups[place] = chosen
         self.places = [(setup, batch) for setup in self.setups for batch in batches]
 
     @property
@@ -165,19 +173,19 @@ def _crosses(grid: _Grid, rows: Sequence[Row | None], crossed: list[bool], model
     return bars | shown | {"cliponaxis": False, "showlegend": False}
 
 
-def _bar_layout(axis: Axis, tallest: float) -> dict[str, Any]:
+def _bar_layout(axis: Axis, tallest: float, places: int, grouped: str) -> dict[str, Any]:
     layout = _layout()
     layout["barmode"] = "group"
-    layout["bargap"] = 0.25
+    layout["bargap"] = max(0.25, 0.8 - 0.06 * places)
     layout["xaxis"] |= {
         "type": "multicategory",
-        "title": {"font": {"size": 12.5}, "text": "batch size"},
+        **_title(f"batch size, by {grouped}"),
         "showgrid": False,
         "tickangle": 0,
         "fixedrange": True,
     }
     layout["yaxis"] |= {
-        "title": {"font": {"size": 12.5}, "text": axis.title},
+        **_title(axis.title),
         "range": [0, _top(axis, tallest)],
         "fixedrange": True,
     }
@@ -230,9 +238,9 @@ def _limit_note(name: str, axis: Axis, logarithmic: bool) -> dict[str, Any]:
     assert axis.limit is not None
     across = "x" if name == "y" else "y"
     place = {name: math.log10(axis.limit) if logarithmic else axis.limit, f"{across}ref": "paper", across: 0}
-    turned = {"xanchor": "left", "yanchor": "bottom"} if name == "y" else {"xanchor": "right", "yanchor": "bottom"}
-    text = {"text": f"limit {axis.limit_text}", "font": {"color": LIMIT}, "textangle": 0 if name == "y" else -90}
-    return {**text, **place, **turned, "showarrow": False, "bgcolor": "#fff", "borderpad": 2}
+    beside = {"xanchor": "left", "yshift": 2} if name == "y" else {"xanchor": "right", "xshift": -2, "textangle": -90}
+    text = {"text": f"limit {axis.limit_text}", "font": {"color": LIMIT}, "bgcolor": "#fff", "borderpad": 1}
+    return {**text, **place, **beside, "yanchor": "bottom", "showarrow": False}
 
 
 # --- one bar per model ---
@@ -251,7 +259,7 @@ def model_bars(stage: Stage, *, what: str) -> Figure:
     every = {names[model]: [value for value, _ in found] for model, found in values.items()}
     satisfying = {names[model]: [value for value, kept in found if kept] for model, found in values.items()}
     layout = _layout(height=110 + 24 * len(names))
-    layout["xaxis"] |= {"title": {"font": {"size": 12.5}, "text": axis.title}, "fixedrange": True}
+    layout["xaxis"] |= _title(axis.title) | {"fixedrange": True}
     layout["xaxis"]["range"] = [0, _top(axis, _tallest(every.values()))]
     order = [escape(names[model]) for model in stage.models]
     layout["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": order}
@@ -297,35 +305,40 @@ def _model_crosses(names: list[str]) -> dict[str, Any]:
 # --- memory against time ---
 
 
-def scatter(stage: Stage, models: Sequence[str], choice: Row | None) -> Figure:
+def scatter(stage: Stage, models: Sequence[str]) -> Figure:
     """Draw process bytes against time, a dot per configuration that has both, the limits as dashed lines."""
     across, up = time_axis(stage), memory_axis(stage)
-    rows = [row for row in stage.rows if seconds_of(row) is not None and row.process_bytes is not None]
-    rows = thinned(rows, DOTS)
-    colours = dict(_coloured(models))
-    traces = []
-    for name in (*models, None):
-        members = [row for row in rows if (row.model if row.model in colours else None) == name]
-        label = "other models" if name is None else name
-        for satisfies in (True, False):
-            some = [row for row in members if bool(row.rejected) is not satisfies]
-            if some:
-                legend = satisfies or not any(not row.rejected for row in members)
-                traces.append(
-                    _dots(some, label, colours.get(name or "", OTHERS), across, up, satisfies) | {"showlegend": legend}
-                )
-    if choice is not None:
-        traces.append(_star(choice, across, up))
+    rows = thinned(dots_of(stage), DOTS)
+    traces = _traces("other models", OTHERS, [row for row in rows if row.model not in models], across, up)
+    for model, colour in _coloured(models):
+        traces += _traces(model, colour, [row for row in rows if row.model == model], across, up)
+    if stage.choice is not None:
+        traces.append(_star(stage.choice, across, up))
     layout = _layout()
     layout["hovermode"] = "closest"
-    layout["xaxis"] |= {"title": {"font": {"size": 12.5}, "text": across.title}} | _range(
-        [t["x"] for t in traces], across
-    )
-    layout["yaxis"] |= {"title": {"font": {"size": 12.5}, "text": up.title}} | _range([t["y"] for t in traces], up)
+    layout["xaxis"] |= _title(across.title) | _range([trace["x"] for trace in traces], across)
+    layout["yaxis"] |= _title(up.title) | _range([trace["y"] for trace in traces], up)
     return _with_lines({"data": traces, "layout": layout}, x=across, y=up)
 
 
-def _dots(rows: list[Row], name: str, colour: str, across: Axis, up: Axis, satisfies: bool) -> dict[str, Any]:
+def _traces(name: str, colour: str, rows: list[Row], across: Axis, up: Axis) -> list[dict[str, Any]]:
+    """Draw dots for what is within every limit, crosses for the rest; the first of them stands in the legend."""
+    kinds = [[row for row in rows if not row.rejected], [row for row in rows if row.rejected]]
+    traces = [_dots(some, name, colour, across, up) for some in kinds if some]
+    for hidden in traces[1:]:
+        hidden["showlegend"] = False
+    if colour == OTHERS and traces:
+        traces[0]["legendrank"] = 2000
+    return traces
+
+
+def dots_of(stage: Stage) -> list[Row]:
+    """Select the rows that have both a time and bytes."""
+    return [row for row in stage.rows if seconds_of(row) is not None and row.process_bytes is not None]
+
+
+def _dots(rows: list[Row], name: str, colour: str, across: Axis, up: Axis) -> dict[str, Any]:
+    satisfies = not rows[0].rejected
     return {
         "type": "scatter",
         "mode": "markers",
@@ -346,7 +359,7 @@ def _dots(rows: list[Row], name: str, colour: str, across: Axis, up: Axis, satis
 
 
 def _star(choice: Row, across: Axis, up: Axis) -> dict[str, Any]:
-    dot = _dots([choice], "the choice", "#f5c211", across, up, True)
+    dot = _dots([choice], "the choice", "#f5c211", across, up)
     dot["marker"] = {"color": "#f5c211", "size": 17, "symbol": "star", "line": {"width": 1.2, "color": "#7a5b00"}}
     return dot
 
@@ -414,6 +427,10 @@ def _layout(height: int = 430) -> dict[str, Any]:
         "xaxis": dict(axis),
         "yaxis": dict(axis),
     }
+
+
+def _title(text: str) -> dict[str, Any]:
+    return {"title": {"text": text, "font": {"size": 12.5}}}
 
 
 def draw(figure: Figure, name: str) -> str:

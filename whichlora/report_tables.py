@@ -76,19 +76,18 @@ def _closest(row: Row | None) -> str:
     return f'{escape(describe(row))}: <span class="no">{escape("; ".join(row.rejected))}</span>'
 
 
-def rows_table(stage: Stage, choice: Row | None) -> str:
+def rows_table(stage: Stage) -> str:
     """Lay out the rows of a stage in the order tried, with all reasons; of very many the first of each model."""
     shown = shown_rows(stage.rows)
-    first = "prompt+answer" if stage.key == "stage1" else "method"
-    headers = ("model", first, "batch", "allocated", "process bytes", stage.time_name, "result", "evidence")
+    headers = ("model", stage.setup_name, "batch", "allocated", "process bytes", stage.time_name, "result", "evidence")
     table = _table(
-        headers, [(_cells(row), "chosen" if row is choice else "") for row in shown], right=(2, 3, 4, 5), wide=6
+        headers, [(_cells(row), "chosen" if row is stage.choice else "") for row in shown], right=(2, 3, 4, 5), wide=6
     )
     counts = Counter(outcome_of(row) for row in stage.rows)
     summary = ", ".join(f"{outcome}: {count:,}" for outcome, count in counts.most_common())
     note = f"{len(stage.rows):,} rows: {summary}."
     if len(shown) < len(stage.rows):
-        note += f" The table shows {len(shown):,} of them, the first of each model; the counts and charts are of all."
+        note += f" The table shows {len(shown):,} of them, the first of each model; the counts are of all."
     return f'<p class="note">{note}</p>{table}'
 
 

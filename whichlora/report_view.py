@@ -31,17 +31,19 @@ WITHIN = "within every limit"
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage: its rows in the order tried, its limits, and what its times are times of.
+    """One stage: its rows in the order tried, its limits, what its times are times of, and the choice if it made one.
 
-    `setups` and `batches` are the two axes of its grid: the lengths or the method and rank, and the batch sizes.
+    `setups` and `batches` are the axes of its grid: `setup_name` says what tells setups apart, besides the batch size.
     """
 
     key: str
     title: str
     rows: tuple[Row, ...]
+    setup_name: str
     time_name: str
     time_limit_s: float | None
     memory_limit_bytes: int
+    choice: Row | None = None
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -66,6 +68,7 @@ def stages_of(result: PickResult) -> tuple[Stage, Stage]:
         key="stage1",
         title="Stage 1: inference",
         rows=result.stage1,
+        setup_name="prompt+answer",
         time_name="time per token",
         time_limit_s=config.stage1.time_per_token_s,
         memory_limit_bytes=memory_limit(config, "generate"),
@@ -74,9 +77,11 @@ def stages_of(result: PickResult) -> tuple[Stage, Stage]:
         key="stage2",
         title="Stage 2: fine-tuning",
         rows=result.stage2,
+        setup_name="method",
         time_name="step time" if config.samples is None else "total time",
         time_limit_s=config.stage2.total_time_s,
         memory_limit_bytes=memory_limit(config, "train"),
+        choice=result.choice,
     )
     return inference, training
 

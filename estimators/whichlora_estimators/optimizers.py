@@ -45,6 +45,11 @@ def _register(optimizer: Optimizer) -> None:
     OPTIMIZERS[optimizer.name] = optimizer
 
 
+#: How often each operator of the foreach step reads or writes something of the size of the parameters: decay, first
+#: moment, scaling and update of the second, root, two divisions and additions on it, update (torch/optim/adam.py, 2.14).
+ADAMW_PASSES = (2, 3, 2, 3, 2, 2, 2, 4)
+
+
 class AdamW(Optimizer):
     """Two moments in the parameter's dtype; the foreach step holds the root of the second one for a whole dtype at a time."""
 
@@ -58,8 +63,8 @@ class AdamW(Optimizer):
         """Allocate the denominators."""
         for group in _by_dtype(parameters):
             roots = [p.tape.new(p.shape, p.dtype) for p in group]
-            # weight, gradient and two moments read, three written; the root written and read twice
-            group[0].tape.launch(10 * sum(p.bytes for p in group))
+            for passes in ADAMW_PASSES:
+                group[0].tape.launch(passes * sum(p.bytes for p in group))
             del roots
 
 

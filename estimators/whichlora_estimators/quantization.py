@@ -8,7 +8,8 @@ from __future__ import annotations
 from . import ops
 from .errors import UnknownName
 from .layers import Build, Linear, MakeLinear, plain_linear
-from .tape import BOOL, FP16, FP32, INT8, INT32, UINT8, Leaf, Tensor
+from .reductions import column_sum_bytes
+from .tape import BOOL, FP16, FP32, INT8, INT32, UINT8, Leaf, Tensor, View
 
 #: Multiprocessors of the card whose tiers `reads_packed` states, an A100.
 _MULTIPROCESSORS = 108
@@ -60,14 +61,12 @@ class Linear4bit(Linear):
         self.name, self.in_features, self.out_features = name, n_in, n_out
         self.weight, self.adapter, self.dtype, self.double = None, None, build.dtype, double
         numel = n_in * n_out
-        packed = build.add(f"{name}.weight", tape.new(((numel + 1) // 2, 1), UINT8), quantized=True)
         blocks = -(-numel // 64)
-        if double:
-            scales = [tape.new((blocks,), UINT8), tape.new((-(-blocks // 256),), FP32), tape.new((1,), FP32)]
-            scales.append(tape.new((256,), FP32))
-        else:
-            scales = [tape.new((blocks,), FP32)]
-        self.packed, self.scales = packed, [*scales, tape.new((16,), FP32)]
+        loaded = tape.new((n_out, n_in), build.dtype)
+        scales, packed, code = tape.new((blocks,), FP32), tape.new(((numel + 1) // 2, 1), UINT8), tape.new((16,), FP32)
+        self.packed = build.add(f"{name}.weight", packed, quantized=True)
+        self.scales = [*_quantized_scales(scales), code] if double else [scales, code]
+        del scales, loaded
         self.bias = build.parameter(f"{name}.bias", n_out) if bias else None
 
     @property
@@ -120,6 +119,15 @@ class Linear4bit(Linear):
         return out
 
 
+def _quantized_scales(scales: Tensor) -> list[Tensor]:
+    """Store scales in 8 bit: codes first, then an offset, scales of blocks of 256, and what the codes mean."""
+    new, blocks = scales.tape.new, scales.numel
+    offset, centred = new((1,), FP32), new((blocks,), FP32)
+    outer, codes, meaning = new((-(-blocks // 256),), FP32), new((blocks,), UINT8), new((256,), FP32)
+    del centred
+    return [codes, offset, outer, meaning]
+
+
 class Linear8bit(Linear):
     """LLM.int8(): rows of the input and of the weight quantized to int8, the input kept for outliers."""
 
@@ -154,6 +162,7 @@ class Linear8bit(Linear):
         outliers = tape.new(x.shape, BOOL)
         tape.launch(3 * half.bytes + quantized.bytes)
         del magnitudes
+        tape.new((column_sum_bytes(rows, self.in_features, 1),), UINT8)  # which columns have any outlier
         del outliers
         del half
         product = tape.new((rows, self.out_features), INT32)
@@ -170,7 +179,7 @@ class Linear8bit(Linear):
             grad = tape.new(shape, dtype)
             ops.matmul_kernel(grad, 1, rows, k, n)
             del weight
-            return (grad,)
+            return (View(grad, shape),)
 
         tape.record(out, (x,), (), backward, kept=(x.detach(),))
         return out

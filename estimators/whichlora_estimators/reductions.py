@@ -10,14 +10,16 @@ from __future__ import annotations
 _THREADS = 512  # in a block, shared among the elements of a vector
 _WARP = 32
 _FEW_VALUES, _MANY_VALUES = 16, 256  # per thread
-_ACCUMULATOR_BYTES = 4  # sums of 16-bit values are kept in fp32
 
 #: Threads that the card runs at once: those of an A100 (108 multiprocessors of 2048).
 RESIDENT_THREADS = 108 * 2048
 
 
-def column_sum_bytes(rows: int, columns: int) -> int:
-    """Bytes of partial sums when [rows, columns] is summed to [columns]; 0 where each block finishes its own."""
+def column_sum_bytes(rows: int, columns: int, accumulator_bytes: int = 4) -> int:
+    """Bytes of partial sums when [rows, columns] is summed to [columns]; 0 where each block finishes its own.
+
+    Sums of 16-bit values are kept in fp32, and whether any of a column is set in a byte.
+    """
     vector = next(width for width in (4, 2, 1) if columns % width == 0)
     threads = _THREADS // vector
     across = min(_last_power_of_two(columns // vector), threads)
@@ -32,7 +34,7 @@ def column_sum_bytes(rows: int, columns: int) -> int:
     if values < _MANY_VALUES or blocks > wanted:
         return 0
     shares = max(min(-(-wanted // blocks), -(-values // _FEW_VALUES)), -(-values // _MANY_VALUES))
-    return _ACCUMULATOR_BYTES * columns * shares * width * vector if shares > 1 else 0
+    return accumulator_bytes * columns * shares * width * vector if shares > 1 else 0
 
 
 def _last_power_of_two(count: int) -> int:

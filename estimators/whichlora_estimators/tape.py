@@ -318,7 +318,8 @@ class Tape:
         if self._rerun is not None:
             frame = self._rerun
             assert frame.recomputed is not None
-            frame.recomputed.append(() if frame.savers[len(frame.recomputed)]() is None else saved)
+            wanted = frame.savers[len(frame.recomputed)]() is not None
+            frame.recomputed.append(tuple(tensor and tensor.detach() for tensor in saved) if wanted else ())
             node.saved = saved
             if len(frame.recomputed) == len(frame.savers):
                 if out is not None:

@@ -52,6 +52,7 @@ def reading(path: Path, *, wait_s: float) -> Iterator[DuckDBPyConnection]:
     deadline = _Deadline(wait_s)
     _recognize(path, deadline)
     with _opened(path, deadline, read_only=True) as connection:
+        migrations.schema_number(connection, path)  # another process may have upgraded it since we first looked
         yield connection
 
 
@@ -62,7 +63,7 @@ def writing(path: Path, *, wait_s: float) -> Iterator[DuckDBPyConnection]:
     When this returns, what was written is on disk. Raises StoreBusy, NotAStore, StoreTooNew or StoreError.
     """
     deadline = _Deadline(wait_s)
-    if not path.exists():
+    if not exists(path):
         _create(path, deadline)
     _recognize(path, deadline)
     with _opened(path, deadline, read_only=False) as connection:
@@ -70,6 +71,18 @@ def writing(path: Path, *, wait_s: float) -> Iterator[DuckDBPyConnection]:
         connection.execute("BEGIN TRANSACTION")
         yield connection
         connection.execute("COMMIT")
+
+
+def exists(path: Path) -> bool:
+    """Say whether there is a file. Raises StoreError where that cannot be seen, which is not the same as none."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        todo = "Check the path, and that its folders may be read."
+        raise StoreError(f"the store cannot be found ({error.strerror})", value=str(path), todo=todo) from error
+    return True
 
 
 class _Deadline:

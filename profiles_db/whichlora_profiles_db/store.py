@@ -115,8 +115,8 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether the file is there."""
-        return self.path.exists()
+        """Whether the file is there. Raises StoreError where that cannot be seen."""
+        return session.exists(self.path)
 
     def add(self, measurements: Iterable[Measurement]) -> int:
         """Add what is not yet in the store and return how much that was; what is, stays as it is.

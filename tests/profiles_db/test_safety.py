@@ -276,12 +276,13 @@ def test_a_store_from_the_future_is_refused(store: Store) -> None:
     assert store.path.read_bytes() == before
 
 
-def test_a_store_that_was_upgraded_meanwhile_is_not_written(store: Store) -> None:
-    """A process that knew a store before somebody upgraded it looks again before it writes."""
+def test_a_store_that_was_upgraded_meanwhile_is_not_used(store: Store) -> None:
+    """A process that knew a store before somebody upgraded it looks again, each time."""
     with raw(store.path) as connection:
         connection.execute("INSERT INTO whichlora_migration VALUES (?, 'later', now())", [latest() + 1])
-    with pytest.raises(StoreTooNew):
-        store.add([PLAIN])
+    for use in uses(store):
+        with pytest.raises(StoreTooNew):
+            use()
 
 
 def _sqlite(path: Path) -> None:
@@ -346,6 +347,13 @@ def test_a_store_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be made"):
         open_store(tmp_path / "file" / "store.duckdb").add([PLAIN])
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_store_out_of_reach_is_not_an_empty_one(tmp_path: Path) -> None:
+    """Where it cannot be seen whether there is a store, nothing pretends that there is none."""
+    for use in uses(open_store(tmp_path / ("x" * 300) / "store.duckdb")):
+        with pytest.raises(StoreError, match="cannot be found"):
+            use()
 
 
 def test_damage_inside_is_an_error_and_no_wrong_number(store: Store) -> None:

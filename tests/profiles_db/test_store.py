@@ -30,7 +30,7 @@ from whichlora_profiles_db.session import reading, writing
 
 from .records import CONFIG, ENVIRONMENT, FULL, PLAIN, WORKLOAD, measurements, numbered
 
-few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Some measurements, some of them in a version without names or with other names.
 POOL = [
@@ -130,7 +130,7 @@ def test_adding_leaves_one_file(tmp_path: Path) -> None:
 def test_get_takes_the_beginning_of_an_id(make: Callable[[], Store]) -> None:
     """The shortest beginning that only one id has finds it; shorter ones and unknown ones are errors."""
     store = make()
-    some = {one.id: one for one in map(numbered, range(40))}
+    some = {one.id: one for one in map(numbered, range(12))}
     store.add(some.values())
     for id_, one in some.items():
         shared = max(sum(1 for _ in _common(id_, other)) for other in some if other != id_)

@@ -138,7 +138,7 @@ def test_examples_pick_a_model(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Choice: " in done.stdout
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert plan["choice"]["model"] in done.stdout
+    assert plan["choice"]["workload"]["model"] in done.stdout
     assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
 
 

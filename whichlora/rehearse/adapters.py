@@ -6,6 +6,7 @@ A new one is one entry. PEFT's and the optimizers' defaults stand unless a workl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any
 
 from whichlora_estimators.errors import UnknownName, Unsupported
@@ -64,8 +65,7 @@ METHODS: dict[str, Config | None] = {
 
 def _bitsandbytes(name: str) -> Callable[[Iterable[Any]], Any]:
     def make(parameters: Iterable[Any]) -> Any:
-        import bitsandbytes as bnb
-
+        bnb: Any = import_module("bitsandbytes")
         return getattr(bnb.optim, name)(parameters, lr=LEARNING_RATE)
 
     return make
@@ -82,9 +82,8 @@ def _torch(name: str) -> Callable[[Iterable[Any]], Any]:
 
 def _adafactor(parameters: Iterable[Any]) -> Any:
     """Make the Adafactor that the HF Trainer takes for `optim="adafactor"`."""
-    from transformers.optimization import Adafactor
-
-    return Adafactor(parameters)
+    optimization: Any = import_module("transformers.optimization")
+    return optimization.Adafactor(parameters)
 
 
 OPTIMIZERS: dict[str, Callable[[Iterable[Any]], Any]] = {
@@ -99,7 +98,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Any]], Any]] = {
 
 def check(workload: Workload) -> None:
     """Refuse a workload that no library can run, before anything heavy starts. Raises UnknownName or Unsupported."""
-    names = {"method": METHODS, "optimizer": OPTIMIZERS, "quantization": QUANTIZATIONS}
+    names = {"method": tuple(METHODS), "optimizer": tuple(OPTIMIZERS), "quantization": QUANTIZATIONS}
     for field, known in names.items():
         value = getattr(workload, field)
         if value not in known and not (workload.phase == "generate" and field != "quantization"):
@@ -115,8 +114,7 @@ def check(workload: Workload) -> None:
 
 def adapt(model: Any, workload: Workload) -> Any:
     """Prepare the model for training as its users do: k-bit preparation, adapters, checkpointing, no cache."""
-    import peft
-
+    peft: Any = import_module("peft")
     quantized, adapted = workload.quantization != "none", METHODS[workload.method]
     prepared = quantized and workload.kbit_preparation
     if prepared:

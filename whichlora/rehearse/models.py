@@ -5,6 +5,7 @@ Facts: transformers 5.23 (integrations/bitsandbytes.py), bitsandbytes 0.50 (nn/m
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from whichlora_estimators.errors import BadValue, WhichloraError
@@ -61,7 +62,9 @@ def _config(workload: Workload) -> Any:
         config = transformers.AutoConfig.for_model(model_type, **fields)
     except ValueError as error:
         version = transformers.__version__
-        raise WhichloraError(f"transformers {version} has no such model_type", value=model_type, todo=f"{error}"[:200]) from error
+        raise WhichloraError(
+            f"transformers {version} has no such model_type", value=model_type, todo=f"{error}"[:200]
+        ) from error
     config._attn_implementation = workload.attention
     return config
 
@@ -70,14 +73,10 @@ def _quantize(model: Any, workload: Workload, dtype: Any, device: str) -> None:
     """Put quantised layers in the place of linear ones, then everything that is left on the device."""
     import torch
 
-    make = _four_bit if workload.quantization in _FOUR_BIT else _eight_bit
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
         if isinstance(module, torch.nn.Linear) and leaf not in _HEADS:
-            layer = make(module, workload, dtype, device)
-            if module.bias is not None:
-                layer.bias = torch.nn.Parameter(torch.empty_like(module.bias, device=device))
-            setattr(model.get_submodule(parent), leaf, layer)
+            setattr(model.get_submodule(parent), leaf, _quantized(module, workload, dtype, device))
     for module in model.modules():
         _leave_meta(module, device)
     model.tie_weights()
@@ -86,27 +85,35 @@ def _quantize(model: Any, workload: Workload, dtype: Any, device: str) -> None:
     model.quantization_method = "bitsandbytes"
 
 
-def _four_bit(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
-    """Return a 4-bit layer; like loading, it needs the whole weight for a moment."""
-    import bitsandbytes as bnb
+def _quantized(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
+    """Return a quantised layer in a linear one's place; as in loading, the whole weight is there until it is done."""
     import torch
 
-    how = {"quant_type": workload.quantization, "compress_statistics": workload.double_quantization}
     weight = torch.empty(linear.weight.shape, dtype=dtype, device=device)
+    make = _four_bit if workload.quantization in _FOUR_BIT else _eight_bit
+    layer = make(linear, weight, workload)
+    if linear.bias is not None:
+        layer.bias = torch.nn.Parameter(torch.empty_like(linear.bias, device=device))
+    return layer
+
+
+def _four_bit(linear: Any, weight: Any, workload: Workload) -> Any:
+    bnb: Any = import_module("bitsandbytes")
+    how = {"quant_type": workload.quantization, "compress_statistics": workload.double_quantization}
     packed, state = bnb.functional.quantize_4bit(weight, blocksize=64, **how)
     shape = (linear.in_features, linear.out_features)
-    layer = bnb.nn.Linear4bit(*shape, bias=linear.bias is not None, compute_dtype=dtype, device="meta", **how)
+    layer = bnb.nn.Linear4bit(*shape, bias=linear.bias is not None, compute_dtype=weight.dtype, device="meta", **how)
     layer.weight = bnb.nn.Params4bit(
         packed, requires_grad=False, quant_state=state, bnb_quantized=True, module=layer, **how
     )
     return layer
 
 
-def _eight_bit(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
+def _eight_bit(linear: Any, weight: Any, workload: Workload) -> Any:
     """Return an 8-bit layer with outliers from 6.0 on, Transformers' default, and one scale a row."""
-    import bitsandbytes as bnb
     import torch
 
+    bnb: Any = import_module("bitsandbytes")
     layer = bnb.nn.Linear8bitLt(
         linear.in_features,
         linear.out_features,
@@ -115,10 +122,10 @@ def _eight_bit(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
         threshold=6.0,
         device="meta",
     )
-    codes = torch.empty(linear.weight.shape, dtype=torch.int8, device=device)
-    weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=None, SCB=None)
-    weight.CB, weight.SCB = weight.data, torch.empty(linear.weight.shape[0], dtype=torch.float32, device=device)
-    layer.weight, layer.state.CB, layer.state.SCB = weight, weight.CB, weight.SCB
+    codes = torch.empty_like(weight, dtype=torch.int8)
+    stored = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=None, SCB=None)
+    stored.CB, stored.SCB = stored.data, torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    layer.weight, layer.state.CB, layer.state.SCB = stored, stored.CB, stored.SCB
     return layer
 
 

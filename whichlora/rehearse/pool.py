@@ -103,7 +103,7 @@ class _Worker:
     """One process, the job that it works on, and until when."""
 
     def __init__(self, module: str, variables: Mapping[str, str]) -> None:
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `end`)
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             env=dict(variables),
@@ -174,6 +174,7 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self.stdout.close()
+        self._log.close()
 
     def _allow(self, timeout_s: float) -> None:
         self.allowed_s, self.deadline = timeout_s, time.monotonic() + timeout_s

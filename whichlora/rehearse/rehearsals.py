@@ -56,7 +56,9 @@ def need(packages: Iterable[str]) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         todo = 'Install them: pip install "whichlora[gpu]" (on Linux; no GPU is needed).'
-        raise WhichloraError("a rehearsal runs the real libraries, and some are not installed", value=missing, todo=todo)
+        raise WhichloraError(
+            "a rehearsal runs the real libraries, and some are not installed", value=missing, todo=todo
+        )
 
 
 def _checked(jobs: int | None, timeout_s: float) -> int:
@@ -77,7 +79,8 @@ def _environment(gpu: Gpu, *, alloc_conf: str | None, routing: str) -> dict[str,
 
     variables = environment(gpu, context_bytes=context_bytes(gpu), alloc_conf=alloc_conf, routing=routing)
     # One thread for what the host computes: as many workers as processors run beside each other.
-    return variables | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return variables | quiet | {"OMP_NUM_THREADS": "1"}
 
 
 def _in_order(

@@ -16,8 +16,8 @@ CASES = Path(__file__).with_name("golden_gemma.jsonl")
 
 
 def test_golden_cases() -> None:
-    """Allocated peaks of small models are within 0.75% of what the null device measured."""
-    check_golden(CASES, tolerance=0.0075)
+    """Allocated peaks of small models are within 0.6% of what the null device measured."""
+    check_golden(CASES, tolerance=0.006)
 
 
 @pytest.mark.stack

@@ -1,0 +1,56 @@
+"""The wheel that users install, without the checkout and without the training stack; and docs that are current."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment of its own that holds the wheel and what it depends on, nothing else."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", str(ROOT), "--no-deps", "-w", str(folder)], check=True)
+    (wheel,) = folder.glob("whichlora-*.whl")
+    venv.create(folder / "env", with_pip=True)
+    python = folder / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "-q", "--disable-pip-version-check", "install", str(wheel)], check=True)
+    return folder / "env" / "bin"
+
+
+def test_a_wheel_predicts_from_another_folder(installed: Path, tmp_path: Path) -> None:
+    """Data files travel with the wheel, and predicting needs no torch."""
+    whichlora = installed / "whichlora"
+    command = [whichlora, "estimate", "gpt2", "--gpu", "l4", "--json", "--offline"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["predictions"][0]["process_bytes"] > 0
+    probe = "import importlib.util as u; assert not u.find_spec('torch'); import whichlora; print(whichlora.__file__)"
+    done = subprocess.run([installed / "python", "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert str(ROOT) not in done.stdout
+
+
+def test_a_wheel_picks_from_another_folder(installed: Path, tmp_path: Path) -> None:
+    """The main job, end to end: a config in, a choice and two files out."""
+    config = tmp_path / "mine.yaml"
+    config.write_text("gpu: l4\nstage1_profile: {model_names: [gpt2]}\nstage2_profile: {batch_size: [1]}\nseq_len: 64\n")
+    command = [installed / "whichlora", "pick", config.name, "--out", "out", "--offline"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "Choice: " in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"plan.json", "report.html"}
+
+
+def test_every_command_is_documented() -> None:
+    """The page of the command line names each command with its help."""
+    from whichlora.cli import COMMANDS
+
+    page = (ROOT / "docs" / "cli.md").read_text()
+    for name in COMMANDS:
+        assert f"## whichlora {name}" in page

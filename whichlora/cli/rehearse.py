@@ -1,0 +1,156 @@
+"""`whichlora rehearse`: the real step on a card that is not there, one row per combination or one line per workload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from whichlora_estimators.errors import BadValue, WhichloraError
+from whichlora_estimators.models import load_model
+from whichlora_estimators.units import format_bytes
+from whichlora_estimators.workload import Workload, workload_from_json
+
+from ..api import SCHEMA, checkpoints_by_default
+from ..pickconfig import JOINED_METHODS
+from ..rehearse import UNLIMITED, Rehearsal, answer, find_card
+from ..rehearse import rehearse as rehearse_workloads
+from ..rehearse.adapters import METHODS, check
+from ..rehearse.rehearsals import TIMEOUT_S
+from .estimate import _read_lines, _setup, _setups, estimate
+from .tables import table
+
+#: What describes a workload is spelled as in `whichlora estimate`.
+_SHARED = {"quantizations", "ranks", "targets", "batch_sizes", "seq_lens", "precision", "attention", "optimizer"}
+_SHARED |= {"checkpointing", "dropout", "padded", "generate", "prefill_lens", "decode_len", "all_logits", "offline"}
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="MODEL…")
+@click.option("--gpu", "gpus", multiple=True, help=f"Card, as `whichlora gpus` lists it, or {UNLIMITED}; repeatable.")
+@click.option(
+    "--method", "methods", multiple=True, default=["lora"], show_default=True, help=f"{', '.join(METHODS)}, qlora, …"
+)
+@click.option(
+    "--workloads", type=click.Path(path_type=Path), help="Rehearse one workload per line of a JSON-lines file."
+)
+@click.option("--jobs", type=int, help="Processes at a time (default: one a processor).")
+@click.option("--timeout", "timeout_s", type=float, default=TIMEOUT_S, show_default=True, help="Seconds a workload.")
+@click.option("--alloc-conf", help="PyTorch's allocator configuration, such as expandable_segments:True.")
+@click.option(
+    "--routing",
+    type=click.Choice(["even", "skewed"]),
+    default="even",
+    show_default=True,
+    help="How a mixture's tokens spread over its experts.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | None, **options: Any) -> None:
+    """Run the real training step (or generation) of each MODEL on a GPU that is not there, and see what it takes.
+
+    Nothing is computed or downloaded but configs; PyTorch, Transformers, PEFT and bitsandbytes are the installed ones,
+    memory is what their real step takes. A workload file is rehearsed without a memory limit unless --gpu names a card.
+    """
+    if workloads is not None:
+        _echo_workloads(_parsed(workloads), gpus, options)
+        return
+    if not models or not gpus:
+        missing = "MODEL" if not models else "--gpu"
+        todo = "Example: whichlora rehearse meta-llama/Llama-3.1-8B --gpu rtx-4090."
+        raise BadValue(f"no {missing} given", todo=todo)
+    asked = list(_combinations(models, options))
+    found = [rehearsal for gpu in dict.fromkeys(gpus) for rehearsal in _rehearsals(asked, gpu, options)]
+    if options["as_json"]:
+        click.echo(json.dumps({"schema": SCHEMA, "rehearsals": [answer(each) for each in found]}, indent=1))
+    else:
+        click.echo(_table(found))
+
+
+rehearse.params[3:3] = [param for param in estimate.params if param.name in _SHARED]
+
+
+def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
+    for name in models:
+        shape = load_model(name, offline=options["offline"])
+        for setup in _setups(options):
+            if setup.get("method") in JOINED_METHODS:
+                setup["method"], setup["quantization"] = JOINED_METHODS[setup["method"]]
+            if setup.get("checkpointing", False) is None:
+                setup["checkpointing"] = checkpoints_by_default(shape)
+            yield Workload(model=shape.name, config=shape.config, **setup)
+
+
+def _rehearsals(asked: list[Workload], gpu: str, options: dict[str, Any]) -> Iterator[Rehearsal]:
+    """Rehearse, telling of each on stderr as it is done."""
+    card, count = find_card(gpu), 0
+
+    def tell(rehearsal: Rehearsal) -> None:
+        nonlocal count
+        count += 1
+        click.echo(f"[{count}/{len(asked)}] {_name(rehearsal.workload)} on {card.slug}: {_result(rehearsal)}", err=True)
+
+    settings = {name: options[name] for name in ("jobs", "timeout_s", "alloc_conf", "routing")}
+    return rehearse_workloads(asked, card, on_done=tell, **settings)
+
+
+def _name(workload: Workload) -> str:
+    return workload.id or f"{workload.model} {_setup(workload)} b{workload.batch_size}"
+
+
+def _result(rehearsal: Rehearsal) -> str:
+    allocated = rehearsal.allocated_peak_bytes
+    if rehearsal.outcome == "ok" and allocated is not None:
+        return f"{format_bytes(allocated)} allocated"
+    where = f" in {rehearsal.phase}" if rehearsal.phase else ""
+    return f"out of memory{where}" if rehearsal.outcome == "oom" else f"failed{where}: {rehearsal.error}"
+
+
+def _table(found: list[Rehearsal]) -> str:
+    headers = ("model", "gpu", "setup", "batch", "trained", "allocated", "reserved", "process", "peak in", "outcome")
+    return table(headers, [_cells(rehearsal) for rehearsal in found], right=range(3, 8))
+
+
+def _cells(rehearsal: Rehearsal) -> list[str]:
+    workload = rehearsal.workload
+    memory = (rehearsal.allocated_peak_bytes, rehearsal.reserved_peak_bytes, rehearsal.process_bytes)
+    trained = "-" if rehearsal.trainable_params is None else f"{rehearsal.trainable_params:,}"
+    cells = [workload.model, rehearsal.gpu.slug, _setup(workload), str(workload.batch_size), trained]
+    cells += ["-" if value is None else format_bytes(value) for value in memory]
+    outcome = {"ok": "fits", "oom": f"out of memory in {rehearsal.phase}"}
+    return [*cells, rehearsal.peak_phase or "-", outcome.get(rehearsal.outcome, "failed")]
+
+
+def _parsed(path: Path) -> list[Workload | dict[str, Any]]:
+    """Return each line's workload or, where there is none that runs, its answer."""
+
+    def parse(fields: dict[str, Any]) -> Workload | dict[str, Any]:
+        try:
+            workload = workload_from_json(fields)
+            check(workload)
+        except WhichloraError as error:
+            return {"id": fields.get("id", ""), "error": str(error)}
+        return workload
+
+    return [parse(fields) for fields in _read_lines(path)]
+
+
+def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...], options: dict[str, Any]) -> None:
+    if len(gpus) > 1:
+        raise BadValue("a workload file is rehearsed on one card", value=", ".join(gpus), todo="Name one with --gpu.")
+    asked = [line for line in lines if isinstance(line, Workload)]
+    found = _rehearsals(asked, gpus[0] if gpus else UNLIMITED, options)
+    for line in lines:
+        shown = answer(next(found)) if isinstance(line, Workload) else line
+        if options["as_json"]:
+            click.echo(json.dumps(shown))
+        else:
+            click.echo(_line(shown))
+
+
+def _line(shown: dict[str, Any]) -> str:
+    if "error" in shown:
+        return f"{shown['id']}: {'out of memory' if shown.get('oom') else 'no answer'}: {shown['error']}"
+    allocated, reserved = (format_bytes(shown[f"{counter}_peak_bytes"]) for counter in ("allocated", "reserved"))
+    return f"{shown['id']}: {shown['model']}: {allocated} allocated, {reserved} reserved"
