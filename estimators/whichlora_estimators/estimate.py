@@ -85,16 +85,19 @@ def estimate(workload: Workload, gpu: Gpu, *, allocator: AllocatorConfig | None 
 
 
 def find_peak(timeline: Timeline) -> Peak:
-    """Walk the timeline once for the highest sum of live bytes, once more for what is live there."""
+    """Walk the timeline once for the highest sum of live bytes after setup, once more for what is live there.
+
+    What building the model takes on the way is no part of the peak: loading a checkpoint takes another way.
+    """
     sizes = rounded_sizes(timeline)
-    live = highest = 0
-    position = at = 0
+    setup = timeline.setup.last.event
+    live = highest = at = 0
     for position, event in enumerate(timeline.events()):
         if event < 0:
             live -= sizes[~event]
             continue
         live += sizes[event]
-        if live > highest:
+        if live > highest and position >= setup:
             highest, at = live, position
     return Peak(allocated_bytes=highest, phase=_phase(timeline, at), components=_live_components(timeline, at))
 

@@ -115,8 +115,7 @@ class Build:
         """Make an output head: neither quantized nor adapted; `tied` shares the weight of the embedding."""
         if tied is None:
             return plain_linear(self, name, n_in, n_out, bias)
-        if self.make_linear is plain_linear:
-            self.tape.new((n_out, n_in), self.dtype)  # its own weight, which tying replaces
+        self.tape.new((n_out, n_in), self.dtype)  # its own weight, which tying replaces
         return Linear(name, tied, self.parameter(f"{name}.bias", n_out) if bias else None)
 
     def buffer(self, *shape: int, dtype: Dtype = FP32) -> Tensor:

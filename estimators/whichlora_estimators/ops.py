@@ -364,10 +364,10 @@ def single_heads(x: Tensor) -> list[Tensor]:
     return outs
 
 
-def matmul_kernel(out: Tensor, batch: int, m: int, n: int, k: int) -> None:
-    """Record the launch of a (batched) matrix product of m x k and k x n."""
+def matmul_kernel(out: Tensor, batch: int, m: int, n: int, k: int, *, cublas: bool = True) -> None:
+    """Record the launch of a (batched) matrix product of m x k and k x n; PyTorch's first one allocates a workspace."""
     moved = batch * (m * k + k * n + m * n) * out.dtype.bytes
-    if out.tape.workspace_due:
+    if cublas and out.tape.workspace_due:
         out.tape.allocate_workspace()
     out.tape.kernels.append(Kernel(moved, batch, m, n, k, out.dtype.name))
 

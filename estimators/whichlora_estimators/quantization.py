@@ -94,7 +94,7 @@ class Linear4bit(Linear):
         weight = tape.new((self.out_features, self.in_features), self.dtype) if fallback else None
         out = tape.new((*x.shape[:-1], self.out_features), x.dtype)
         tape.launch(self.packed.bytes + (weight.bytes if weight is not None else 0))
-        ops.matmul_kernel(out, 1, rows, self.out_features, self.in_features)
+        ops.matmul_kernel(out, 1, rows, self.out_features, self.in_features, cublas=fallback)
         del scales, weight
         return out
 
@@ -137,8 +137,10 @@ class Linear8bit(Linear):
         tape = build.tape
         self.name, self.in_features, self.out_features = name, n_in, n_out
         self.weight, self.adapter, self.dtype = None, None, build.dtype
+        loaded = tape.new((n_out, n_in), build.dtype)
         self.packed = build.add(f"{name}.weight", tape.new((n_out, n_in), INT8), quantized=True)
         self.scales = tape.new((n_out,), FP32)
+        del loaded
         self.bias = build.parameter(f"{name}.bias", n_out) if bias else None
 
     @property
@@ -166,7 +168,7 @@ class Linear8bit(Linear):
         del outliers
         del half
         product = tape.new((rows, self.out_features), INT32)
-        ops.matmul_kernel(quantized, 1, rows, self.out_features, self.in_features)
+        ops.matmul_kernel(quantized, 1, rows, self.out_features, self.in_features, cublas=False)
         half_out = tape.new((rows, self.out_features), FP16)
         tape.launch(product.bytes + half_out.bytes)
         out = ops.cast(half_out, x.dtype).view(*x.shape[:-1], self.out_features)

@@ -87,7 +87,8 @@ class _Depth:
         highest = np.maximum.reduceat(live, self.starts)
         peaks: dict[tuple[str, str], int] = {}
         for section, peak in zip(self.sections, highest.tolist(), strict=True):
-            peaks[section] = max(peak, peaks.get(section, 0))
+            if section[0] != self.timeline.setup.label:
+                peaks[section] = max(peak, peaks.get(section, 0))
         return peaks
 
     def times(self, batch: int, gpu: Gpu) -> Times:

@@ -129,8 +129,12 @@ class View(Tensor):
 
 def _merge_heads(g: Tensor) -> tuple[Tensor]:
     batch, heads, tokens, width = g.shape
-    merged = g if g.strided or heads == 1 or tokens == 1 else _kernel(g, g.shape, g.dtype)
-    return (View(merged, (batch, tokens, heads * width)),)
+    shape = (batch, tokens, heads * width)
+    if g.strided or heads == 1 or tokens == 1:
+        return (View(g, shape),)
+    merged = _kernel(g, shape, g.dtype)
+    merged.strided = False
+    return (merged,)
 
 
 class Leaf:

@@ -96,6 +96,7 @@ import gc, io, torch
 import bitsandbytes as bnb
 from whichlora_null import control
 def taken(make):
+    gc.collect()
     before = torch.cuda.memory_allocated()
     kept = make()
     return torch.cuda.memory_allocated() - before

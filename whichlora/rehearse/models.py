@@ -73,9 +73,10 @@ def _quantize(model: Any, workload: Workload, dtype: Any, device: str) -> None:
     """Put quantised layers in the place of linear ones, then everything that is left on the device."""
     import torch
 
+    conv1d: Any = import_module("transformers.pytorch_utils").Conv1D  # GPT-2's linear layer, its weight transposed
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
-        if isinstance(module, torch.nn.Linear) and leaf not in _HEADS:
+        if isinstance(module, (torch.nn.Linear, conv1d)) and leaf not in _HEADS:
             setattr(model.get_submodule(parent), leaf, _quantized(module, workload, dtype, device))
     for module in model.modules():
         _leave_meta(module, device)
@@ -89,39 +90,34 @@ def _quantized(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
     """Return a quantised layer in a linear one's place; as in loading, the whole weight is there until it is done."""
     import torch
 
-    weight = torch.empty(linear.weight.shape, dtype=dtype, device=device)
+    shape = linear.weight.shape if isinstance(linear, torch.nn.Linear) else linear.weight.shape[::-1]
+    weight = torch.empty(shape, dtype=dtype, device=device)
     make = _four_bit if workload.quantization in _FOUR_BIT else _eight_bit
-    layer = make(linear, weight, workload)
+    layer = make(weight, linear.bias is not None, workload)
     if linear.bias is not None:
         layer.bias = torch.nn.Parameter(torch.empty_like(linear.bias, device=device))
     return layer
 
 
-def _four_bit(linear: Any, weight: Any, workload: Workload) -> Any:
+def _four_bit(weight: Any, bias: bool, workload: Workload) -> Any:
     bnb: Any = import_module("bitsandbytes")
     how = {"quant_type": workload.quantization, "compress_statistics": workload.double_quantization}
     packed, state = bnb.functional.quantize_4bit(weight, blocksize=64, **how)
-    shape = (linear.in_features, linear.out_features)
-    layer = bnb.nn.Linear4bit(*shape, bias=linear.bias is not None, compute_dtype=weight.dtype, device="meta", **how)
+    rows, columns = weight.shape
+    layer = bnb.nn.Linear4bit(columns, rows, bias=bias, compute_dtype=weight.dtype, device="meta", **how)
     layer.weight = bnb.nn.Params4bit(
         packed, requires_grad=False, quant_state=state, bnb_quantized=True, module=layer, **how
     )
     return layer
 
 
-def _eight_bit(linear: Any, weight: Any, workload: Workload) -> Any:
+def _eight_bit(weight: Any, bias: bool, workload: Workload) -> Any:
     """Return an 8-bit layer with outliers from 6.0 on, Transformers' default, and one scale a row."""
     import torch
 
     bnb: Any = import_module("bitsandbytes")
-    layer = bnb.nn.Linear8bitLt(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        has_fp16_weights=False,
-        threshold=6.0,
-        device="meta",
-    )
+    rows, columns = weight.shape
+    layer = bnb.nn.Linear8bitLt(columns, rows, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
     codes = torch.empty_like(weight, dtype=torch.int8)
     stored = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=None, SCB=None)
     stored.CB, stored.SCB = stored.data, torch.empty(len(weight), dtype=torch.float32, device=weight.device)

@@ -88,6 +88,9 @@ class Pool:
             answer = worker.hear(message, self._timeout_s)
             if answer is not None:
                 yield answer
+                if answer[1].get("leftover_bytes"):  # it ends: the next job shall not find what this one left
+                    self._drop(worker)
+                    return
         if messages is None:
             self._drop(worker)
             yield from worker.failure(f"the worker process ended ({worker.how_it_ended()})")
@@ -119,6 +122,7 @@ class _Worker:
         self.allowed_s = START_TIMEOUT_S
         self.deadline = time.monotonic() + START_TIMEOUT_S
         self._unread = b""
+        self._said = ""  # its last line on stderr, once it has ended
 
     def take(self, job: Job, timeout_s: float) -> None:
         """Begin a job; one that has died since is found out when its answer is read."""
@@ -149,13 +153,12 @@ class _Worker:
         return number, {**message, "environment": self.environment}
 
     def failure(self, reason: str) -> Iterator[Answer]:
-        """Yield the failure of the job, if there is one. Raises WhichloraError where no worker can start."""
+        """Yield the failure of an ended worker's job, if it had one. Raises WhichloraError where it never started."""
         if self.environment is None:
-            todo = f"It said: {self._last_words() or 'nothing'}"
+            todo = f"It said: {self._said or 'nothing'}"
             raise WhichloraError("a worker process did not start", value=reason, todo=todo)
         if self.job is not None:
-            said = self._last_words()
-            error = f"{reason}{f'; it said: {said}' if said else ''}"
+            error = f"{reason}{f'; it said: {self._said}' if self._said else ''}"
             yield self.job[0], {"outcome": "failed", "error": error, "environment": self.environment}
             self.job = None
 
@@ -174,6 +177,7 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self.stdout.close()
+        self._said = self._last_words()
         self._log.close()
 
     def _allow(self, timeout_s: float) -> None:

@@ -88,24 +88,25 @@ class Attention:
             if context.checkpointing and q.tape.grad_enabled:
                 zeros.node = InputLeaf(zeros.detach())
             return zeros
+        distances = q.tape.new((queries, keys), INT64)
         values = ops.embedding(_buckets(q, queries, keys, bidirectional=self.bidirectional), self.table)
         values = values.view(1, self.heads, queries, keys)
         values.strided = True
+        del distances
         return values
 
 
 def _buckets(like: Tensor, queries: int, keys: int, *, bidirectional: bool) -> Tensor:
     """Give each distance, [T, S], its row of the table, by integers and logarithms most of which live to the end."""
     tape, shape = like.tape, (queries, keys)
-    relative = tape.new(shape, INT64)
     side = tape.new(shape, INT64) if bidirectional else None
     distance = tape.new(shape, INT64)
     near = tape.new(shape, BOOL)
     far = _far_buckets(like, queries, keys)
     chosen = tape.new(shape, INT64)
-    tape.launch(20 * relative.bytes)
+    tape.launch(20 * distance.bytes)
     result = chosen if side is None else side
-    del relative, side, distance, near, far, chosen
+    del side, distance, near, far, chosen
     return result
 
 
