@@ -93,7 +93,8 @@ def accuracy() -> str:
         "Estimated peaks against rehearsals: the real PyTorch 2.14.1, Transformers 5.23.0, PEFT 0.21.2 and bitsandbytes\n"
         "0.50.2 with the real caching allocator, on a CUDA runtime that computes nothing. The recipes were developed\n"
         "against these workloads (`benchmarks/rehearsed.jsonl`), so this is the error of the formulas on what they were\n"
-        "checked with; `benchmarks/accuracy.py` prints it for any other file.\n\n"
+        "checked with; `benchmarks/accuracy.py` prints it for any other file. Quantised layers there were made in place\n"
+        "instead of loaded; where that differs (GPT-2, whose Conv1D layers only loading quantises) there is no line.\n\n"
         f"{len(cases)} of {len(lines)} workloads are predicted, {len(refused)} refused; trainable parameters are equal on"
         f" {found['trainable_equal']}."
     )

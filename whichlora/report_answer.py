@@ -14,7 +14,7 @@ from whichlora_estimators.units import format_bytes, format_seconds
 from .pick import PickResult, Row, memory_limit
 from .pickconfig import CHECKPOINTING_ABOVE, PickConfig
 from .plan import misses, survivors
-from .report_view import batch_of, describe, format_count, format_limit, format_time, method_name
+from .report_view import batch_of, card_memory, describe, format_count, format_limit, format_time, method_name
 
 #: Misses that the page names where nothing satisfies the limits; the table of models has the others.
 NAMED_MISSES = 3
@@ -72,7 +72,7 @@ def _funnel(result: PickResult) -> str:
     text = f"Of {tried} model{'' if tried == 1 else 's'} tried, {kept} can serve within the limits"
     if kept:
         text += f", and {tuned} of those can be fine-tuned within theirs"
-    return text + ("; this is the largest." if tuned > 1 else ".")
+    return text + ("; none of them is larger than this one." if tuned > 1 else ".")
 
 
 def _named_misses(result: PickResult) -> str:
@@ -98,7 +98,7 @@ def asked(result: PickResult) -> str:
     if stage2.total_time_s is not None:
         tuning.append(f"up to {format_seconds(stage2.total_time_s)} in all")
     facts = {
-        "Card": f"{config.gpu.name}, {format_bytes(card_bytes)} as PyTorch reports it",
+        "Card": f"{config.gpu.name}: {card_memory(config.gpu)}",
         "Serving": ", ".join(serving),
         "Fine-tuning": ", ".join(tuning),
         "Tried": f"{len(result.stage1):,} inference and {len(result.stage2):,} fine-tuning configurations",
@@ -168,11 +168,11 @@ def breakdown(result: PickResult, prediction: Prediction) -> str:
         for i, (name, size) in enumerate(parts)
     )
     free = max(0, card_bytes - found.process_bytes)
-    mark = ""
+    where, mark = f"The peak of allocated bytes is in “{found.peak.phase}”.", ""
     if limit_bytes < card_bytes:
+        where += f" Dashed: the limit of {format_bytes(limit_bytes)}."
         mark = f'<em style="left:{100 * limit_bytes / card_bytes:.3f}%" title="limit"></em>'
     label = f"Of {format_bytes(card_bytes)}, {format_bytes(found.process_bytes)} are in use"
-    where = f"The peak of allocated bytes is in “{found.peak.phase}”. Dashed: the limit of {format_bytes(limit_bytes)}."
     return (
         f'<section>\n<h2>What fills the card</h2>\n<p class="note">{escape(where)}</p>\n'
         f'<div class="memory" role="img" aria-label="{escape(label)}">{bar}{mark}</div>\n'
@@ -200,8 +200,8 @@ def _assumptions(config: PickConfig) -> Iterator[str]:
         " first in the config, the higher rank, the largest batch that no smaller one beats in time."
     )
     yield (
-        f"All numbers are by formula for one {gpu.name}: {format_bytes(gpu.total_bytes)} as PyTorch reports it"
-        f" ({gpu.memory_basis}), {gpu.hbm_bytes_per_s / 1e9:,.0f} GB/s. Nothing was run."
+        f"All numbers are by formula for one {gpu.name} ({card_memory(gpu)}; {gpu.hbm_bytes_per_s / 1e9:,.0f} GB/s)."
+        " Nothing was run: no weights, tokenizers or repeated runs were needed."
     )
     yield (
         f"Beside what PyTorch reserves, a process holds {format_bytes(context_bytes(gpu))} on this card: the CUDA"

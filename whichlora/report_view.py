@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from whichlora_calibration import Verdict
+from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.units import GB, format_bytes, format_seconds
 
@@ -141,6 +142,12 @@ def format_limit(limit_bytes: int, card_bytes: int) -> str:
     if limit_bytes >= card_bytes:
         return f"{format_bytes(limit_bytes)}, all of the card"
     return f"{limit_bytes / GB:g} GB = {format_bytes(limit_bytes)}"
+
+
+def card_memory(gpu: Gpu) -> str:
+    """Print the memory of a card and how it is known."""
+    basis = {"reported": "as PyTorch reports it", "rule": "by the share that similar cards report", "given": "as given"}
+    return f"{format_bytes(gpu.total_bytes)}, {basis.get(gpu.memory_basis, gpu.memory_basis)}"
 
 
 def format_count(count: int) -> str:

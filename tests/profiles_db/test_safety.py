@@ -139,6 +139,13 @@ def test_writers_lose_nothing(tmp_path: Path) -> None:
     assert [left.name for left in tmp_path.iterdir()] == ["store.duckdb"]
 
 
+def test_making_a_store_never_replaces_one(store: Store) -> None:
+    """Who was about to make a store when another was faster keeps the other's."""
+    session._create(store.path, session._Deadline(5))
+    assert store.query() == [FULL]
+    assert [path.name for path in store.path.parent.iterdir()] == ["store.duckdb"]
+
+
 def test_threads_lose_nothing(store: Store) -> None:
     """Threads that read and add at once succeed, and every row is there once."""
     failures = []
@@ -163,14 +170,25 @@ def test_threads_lose_nothing(store: Store) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs an operating system that forks")
 def test_a_fork_may_use_the_store(store: Store) -> None:
     """A process forked while a thread of its parent works on the store waits for the file and not for that thread."""
-    with session.writing(store.path, wait_s=5):
-        pid = os.fork()
-        if not pid:
-            try:
-                os._exit(open_store(store.path, wait_s=20).add([PLAIN]) - 1)
-            finally:
-                os._exit(9)
-        time.sleep(0.1)
+    started, finish = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with session.writing(store.path, wait_s=5):
+            started.set()
+            finish.wait()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    started.wait()
+    pid = os.fork()
+    if not pid:
+        try:
+            os._exit(open_store(store.path, wait_s=5).add([PLAIN]) - 1)
+        finally:
+            os._exit(9)
+    time.sleep(0.2)
+    finish.set()
+    worker.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert store.count() == 2
 

@@ -36,7 +36,7 @@ class StableLmAttention(PhiAttention):
         return q, HeadNorms(build, "k_layernorm", self.kv_heads, self.head_dim)
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Make queries [B, H, T, E], keys and values [B, K, T, E]: all projections first, so that backward ends with them."""
+        """Make queries [B, H, T, E], keys and values [B, K, T, E]: all projections before any is seen as heads."""
         q, k, v = self.q(x), self.k(x), self.v(x)
         return q.heads(self.heads), k.heads(self.kv_heads), v.heads(self.kv_heads)
 

@@ -12,8 +12,8 @@ CASES = Path(__file__).with_name("golden_phi3.jsonl")
 
 
 def test_golden_cases() -> None:
-    """Allocated peaks are within 0.3% of what the null device measured."""
-    check_golden(CASES, tolerance=0.003)
+    """Allocated peaks are within 1% of what the null device measured (two of the allocator's blocks, so small a model)."""
+    check_golden(CASES, tolerance=0.01)
 
 
 @pytest.mark.stack

@@ -12,8 +12,8 @@ CASES = Path(__file__).with_name("golden_starcoder2.jsonl")
 
 
 def test_golden_cases() -> None:
-    """Allocated peaks are within 0.3% of what the null device measured."""
-    check_golden(CASES, tolerance=0.003)
+    """Allocated peaks are within 0.5% of what the null device measured."""
+    check_golden(CASES, tolerance=0.005)
 
 
 @pytest.mark.stack
