@@ -8,7 +8,7 @@ run: .venv/base
 	$(BIN)/whichlora pick examples/first.yaml --out out/first
 
 test: .venv/full
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15
 
 # Everything that must hold beside the tests: format, lint, types, import contracts, current docs.
 lint: .venv/full

@@ -16,6 +16,7 @@ from whichlora_calibration.prediction import reserved_range
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.estimate import Times, estimate
 from whichlora_estimators.gpus import context_bytes
+from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import ModelShape, load_model
 from whichlora_estimators.scaled import NotAffine, Scaled
 from whichlora_estimators.timeline import count_parameters
@@ -125,7 +126,7 @@ def _stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
 
 def _stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
     checkpointing = _size(shape) > CHECKPOINTING_ABOVE if config.checkpointing is None else config.checkpointing
-    for choice, rank in product(config.methods, config.ranks):
+    for choice, rank in _methods_and_ranks(config):
         workload = Workload(
             model=shape.name,
             config=shape.config,
@@ -141,6 +142,13 @@ def _stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
             seq_len=config.seq_len,
         )
         yield from _rows(config, shape, workload, config.stage2.batch_sizes)
+
+
+def _methods_and_ranks(config: PickConfig) -> Iterator[tuple[MethodChoice, int]]:
+    """Combine them; a method without rank is tried once."""
+    for choice in config.methods:
+        for rank in config.ranks if find_method(choice.method).has_rank else config.ranks[:1]:
+            yield choice, rank
 
 
 def _rows(config: PickConfig, shape: ModelShape, workload: Workload, batch_sizes: tuple[int, ...]) -> list[Row]:

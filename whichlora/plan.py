@@ -16,7 +16,10 @@ from typing import Any
 from whichlora_calibration import Interval, Prediction, Verdict
 from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.gpus import Gpu
-from whichlora_estimators.workload import Workload, workload_from_json
+from whichlora_estimators.methods import find_method
+from whichlora_estimators.optimizers import find_optimizer
+from whichlora_estimators.quantization import find_quantization
+from whichlora_estimators.workload import Workload
 
 from .pick import PickResult, Row, memory_limit, ranked
 from .pickconfig import PickConfig, Stage1, Stage2
@@ -263,13 +266,15 @@ def plan_from_json(fields: Any) -> Plan:
 
 
 def _read_workload(models: Mapping[str, Any], value: Any, where: str) -> Workload:
-    """Read a workload with the config of its model; a field left out would take a default, so none may be."""
-    names = {field.name for field in dataclasses.fields(Workload)} - {"config"}
-    if not isinstance(value, dict) or set(value) != names:
-        raise BadValue(f"{where} must have the fields of a workload", todo=f"Fields: {', '.join(sorted(names))}.")
-    if value["model"] not in models:
-        raise BadValue(f"{where}.model is not among the models of the plan", value=value["model"], todo=_REMAKE)
-    return workload_from_json({**value, "config": models[value["model"]]})
+    """Read a workload with the config of its model, which the plan holds once for all."""
+    model = value.get("model") if isinstance(value, dict) else None
+    if not isinstance(model, str) or model not in models:
+        raise BadValue(f"{where}.model is not among the models of the plan", value=model, todo=_REMAKE)
+    workload = from_json(Workload, {**value, "config": models[model]}, where)
+    find_method(workload.method)
+    find_quantization(workload.quantization)
+    find_optimizer(workload.optimizer)
+    return workload
 
 
 # --- the folder ---

@@ -48,14 +48,25 @@ def _read(kind: Any, value: Any, where: str, readers: Readers) -> Any:
         return _read_fields(kind, value, where, readers)
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        (wanted,) = (each for each in inner if each is not NoneType)
-        return None if value is None else _read(wanted, value, where, readers)
+        return _read_union(inner, value, where, readers)
     if origin is tuple:
         return _read_tuple(inner, value, where, readers)
     if origin is not None:
         _expect(isinstance(value, dict), value, where, "an object")
         return {key: _read(inner[1], each, f"{where}.{key}", readers) for key, each in value.items()}
     return _read_plain(kind, value, where)
+
+
+def _read_union(inner: tuple[Any, ...], value: Any, where: str, readers: Readers) -> Any:
+    if value is None and NoneType in inner:
+        return None
+    kinds = [kind for kind in inner if kind is not NoneType]
+    for kind in kinds[:-1]:
+        try:
+            return _read(kind, value, where, readers)
+        except BadValue:
+            continue
+    return _read(kinds[-1], value, where, readers)
 
 
 def _read_fields(kind: Any, value: Any, where: str, readers: Readers) -> Any:

@@ -168,9 +168,11 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: flo
     """Run the kernel that PyTorch picks, on inputs that autocast may cast first; the caller holds what was cast."""
     if q.tape.autocast is not None:
         v, k, q = (ops.cast(t, q.tape.autocast) for t in (v, k, q))  # from the last argument to the first
-    half = q.dtype in (BF16, FP16)
-    if half and mask is None and q.shape[-1] <= 256:
+    half, ampere = q.dtype in (BF16, FP16), q.tape.compute_capability >= (8, 0)
+    if half and ampere and mask is None and q.shape[-1] <= 256:
         return flash(q, k, v, dropout=dropout)
+    if q.dtype is BF16 and not ampere:
+        return math_attention(q, k, v, mask)
     return efficient(q, k, v, mask)
 
 
@@ -322,20 +324,33 @@ def _mask_bias(mask: Tensor, batch: int, dtype: Dtype) -> Tensor:
 
 def _repeated(bias: Tensor, batch: int) -> Tensor:
     """View a learned bias once per sample; its gradient is summed over the batch."""
-    out = Tensor(bias.tape, bias.storage, (batch, *bias.shape[1:]), bias.dtype)
-    bias.tape.record(out, (bias,), (), lambda g: (ops.summed(g, bias.shape),))
+    shape = bias.shape
+    out = Tensor(bias.tape, bias.storage, (batch, *shape[1:]), bias.dtype)
+    bias.tape.record(out, (bias,), (), lambda g: (ops.summed(g, shape),))
     return out
 
 
-def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The fallback of separate operators, which keeps T x S probabilities; grouped keys and values are repeated first."""
-    groups = q.shape[1] // k.shape[1]
+def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The fallback of separate operators in fp32, which keeps T x S probabilities; returns [B, H, T, E]."""
+    dtype, groups = q.dtype, q.shape[1] // k.shape[1]
+    q, k, v = ops.cast(q, FP32), ops.cast(k, FP32), ops.cast(v, FP32)
+    q = ops.scale(q)
+    shape = (q.shape[2], k.shape[2]) if mask is None else mask.shape
+    added = q.tape.new(shape, FP32)  # into the scores, in place
     k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
-    scores = ops.matmul(ops.scale(q), ops.scale(ops.transpose(k)))
-    if q.shape[2] > 1:
-        allowed = q.tape.new((q.shape[2], k.shape[2]), scores.dtype)
-        scores = ops.add(scores, allowed)
-    return heads_last(ops.matmul(ops.softmax(scores), v))
+    k = ops.scale(k)
+    weights = _safe_softmax(ops.matmul(q, ops.transpose(k)))
+    returned = ops.cast(weights.detach(), dtype)
+    out = ops.cast(ops.matmul(weights, v), dtype)
+    del added, returned
+    return out
+
+
+def _safe_softmax(scores: Tensor) -> Tensor:
+    """Softmax, and a look for rows that are masked entirely."""
+    weights = ops.softmax(scores)
+    weights.tape.new(weights.shape, BOOL)
+    return weights
 
 
 def _launch(out: Tensor, operands: int, heads: int, keys: int, *, products: int = 2, causal: bool) -> None:

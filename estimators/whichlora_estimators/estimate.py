@@ -18,9 +18,9 @@ BLOCK_BYTES = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """The moment of highest allocated bytes: in which phase, and what was live, by component."""
+    """The moment of most live bytes: in which phase, and what was live, by component."""
 
-    allocated_bytes: int
+    live_bytes: int
     phase: str
     components: Mapping[str, int]
 
@@ -29,21 +29,18 @@ class Peak:
 class Estimate:
     """What a workload takes on a card, by formula.
 
-    `process_bytes` is what nvidia-smi shows: reserved bytes and the CUDA context.
+    `allocated_peak_bytes` and `reserved_peak_bytes` are what PyTorch's counters of the same names would say (a block that
+    the allocator does not split counts whole); `process_bytes` is what nvidia-smi shows: reserved bytes and the context.
     """
 
     workload: Workload
     gpu: Gpu
     trainable_params: int
     peak: Peak
+    allocated_peak_bytes: int
     reserved_peak_bytes: int
     context_bytes: int
     times: Times
-
-    @property
-    def allocated_peak_bytes(self) -> int:
-        """What `torch.cuda.max_memory_allocated()` would say."""
-        return self.peak.allocated_bytes
 
     @property
     def process_bytes(self) -> int:
@@ -61,23 +58,24 @@ class Estimate:
 
     @property
     def breakdown(self) -> dict[str, int]:
-        """Process bytes by component: what is live at the allocated peak, then fragmentation and context.
+        """Process bytes by component: what is live at the peak, then fragmentation and context.
 
-        Fragmentation is what the allocator holds beyond the peak's live bytes.
+        Fragmentation is what the allocator reserves beyond the peak's live bytes.
         """
-        fragmentation = self.reserved_peak_bytes - self.allocated_peak_bytes
+        fragmentation = self.reserved_peak_bytes - self.peak.live_bytes
         return {**self.peak.components, "fragmentation": fragmentation, "CUDA context": self.context_bytes}
 
 
 def estimate(workload: Workload, gpu: Gpu, *, allocator: AllocatorConfig | None = None) -> Estimate:
     """Estimate a workload on a card. Raises UnknownName, BadValue or Unsupported for what has no formula."""
-    timeline = lay(workload)
+    timeline = lay(workload, compute_capability=gpu.compute_capability)
     state = timeline.replay(CachingAllocator(allocator))
     return Estimate(
         workload=workload,
         gpu=gpu,
         trainable_params=timeline.trainable_params if workload.phase == "train" else 0,
         peak=find_peak(timeline),
+        allocated_peak_bytes=state.allocated_peak_bytes,
         reserved_peak_bytes=state.reserved_peak_bytes,
         context_bytes=context_bytes(gpu),
         times=times_of(timeline, timeline.tape.kernels, gpu),
@@ -99,7 +97,7 @@ def find_peak(timeline: Timeline) -> Peak:
         live += sizes[event]
         if live > highest and position >= setup:
             highest, at = live, position
-    return Peak(allocated_bytes=highest, phase=_phase(timeline, at), components=_live_components(timeline, at))
+    return Peak(live_bytes=highest, phase=_phase(timeline, at), components=_live_components(timeline, at))
 
 
 def rounded_sizes(timeline: Timeline) -> list[int]:

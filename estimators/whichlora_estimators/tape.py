@@ -50,8 +50,9 @@ GRADIENTS = "gradients"
 TEMPORARIES = "backward temporaries"
 LOGITS_AND_LOSS = "logits and loss"
 
-#: What PyTorch reserves for a cuBLAS handle below compute capability 9.0 (":4096:2:16:8", getChosenWorkspaceSize).
-CUBLAS_WORKSPACE_BYTES = (4096 * 2 + 16 * 8) * 1024
+#: What PyTorch reserves for a cuBLAS handle below compute capability 9.0, and from there on (getChosenWorkspaceSize: the
+#: settings ":4096:2:16:8" and 32 MiB; CUDABlas.cpp and CublasHandlePool.cpp of torch 2.14).
+CUBLAS_WORKSPACE_BYTES, HOPPER_CUBLAS_WORKSPACE_BYTES = (4096 * 2 + 16 * 8) * 1024, 32 * 2**20
 
 
 class Storage:
@@ -225,7 +226,10 @@ class Tape:
     for its free.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compute_capability: tuple[int, int] = (8, 0)) -> None:
+        self.compute_capability = compute_capability
+        newer = compute_capability >= (9, 0)
+        self.workspace_bytes = HOPPER_CUBLAS_WORKSPACE_BYTES if newer else CUBLAS_WORKSPACE_BYTES
         self.sizes: list[int] = []
         self.tags: list[str] = []
         self.events: list[int] = []
@@ -266,7 +270,7 @@ class Tape:
         """Give this thread's cuBLAS handle its workspace: at its first product, forward and backward each (CUDABlas.cpp)."""
         self.workspace_due = False
         with self.tagged("workspaces"):
-            self.workspaces.append(self.new((CUBLAS_WORKSPACE_BYTES,), UINT8))
+            self.workspaces.append(self.new((self.workspace_bytes,), UINT8))
 
     def mark(self, label: str) -> None:
         """Name the section of the tape that begins here; backward repeats the name for what undoes the section."""

@@ -65,13 +65,18 @@ class Timeline:
         return laid
 
     def replay(self, allocator: CachingAllocator) -> AllocatorState:
-        """Run everything on an allocator and return its counters. Raises OutOfMemory where it has a limit."""
-        events, start = self.events(), 0
-        for stop in self.tape.emptied:
+        """Run everything on an allocator and return its counters, peaks from the end of the setup on.
+
+        Raises OutOfMemory where the allocator has a limit.
+        """
+        events, start, setup = self.events(), 0, self.setup.last.event
+        for stop in sorted({*self.tape.emptied, setup, len(events)}):
             allocator.run(self.tape.sizes, events[start:stop])
-            allocator.empty_cache()
+            if stop in self.tape.emptied:
+                allocator.empty_cache()
+            if stop == setup:
+                allocator.reset_peaks()
             start = stop
-        allocator.run(self.tape.sizes, events[start:])
         return allocator.state()
 
 
@@ -93,12 +98,15 @@ class _Recorder:
         return segment
 
 
-def lay(workload: Workload, config: Mapping[str, Any] | None = None) -> Timeline:
+def lay(
+    workload: Workload, config: Mapping[str, Any] | None = None, *, compute_capability: tuple[int, int] = (8, 0)
+) -> Timeline:
     """Lay out a workload; `config` replaces its own (fewer layers, say). Raises UnknownName or Unsupported."""
     config = workload.config if config is None else config
+    tape = Tape(compute_capability)
     if workload.phase == "generate":
-        return _lay_generation(workload, config)
-    return _lay_training(workload, config)
+        return _lay_generation(workload, config, tape)
+    return _lay_training(workload, config, tape)
 
 
 def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Model:
@@ -122,8 +130,7 @@ def count_parameters(config: Mapping[str, Any]) -> int:
     return sum({id(p.tensor): p.tensor.numel for p in model.build.parameters}.values())
 
 
-def _lay_training(workload: Workload, config: Mapping[str, Any]) -> Timeline:
-    tape = Tape()
+def _lay_training(workload: Workload, config: Mapping[str, Any], tape: Tape) -> Timeline:
     recorder = _Recorder(tape)
     model = _trainable_model(workload, tape, config)
     with tape.tagged("inputs"):
@@ -203,8 +210,7 @@ def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, re
     return [forward, recorder.cut("backward")]
 
 
-def _lay_generation(workload: Workload, config: Mapping[str, Any]) -> Timeline:
-    tape = Tape()
+def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape) -> Timeline:
     recorder = _Recorder(tape)
     model = build_model(workload, tape, config)
     assert isinstance(model, Decoder)

@@ -225,7 +225,7 @@ def varied(tmp_path_factory: pytest.TempPathFactory) -> Store:
         ),
         ({"gpu": "a100*", "method": "dora"}, lambda one: one.environment.gpu and one.workload.method == "dora"),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "rows",
 )
 def test_filters_keep_what_they_say(
     varied: Store, filters: dict[str, Any], keep: Callable[[Measurement], object]

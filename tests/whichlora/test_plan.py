@@ -1,4 +1,4 @@
-"""plan.json: what it holds, that it reads back as it was, what is refused; and the folder, which is whole or untouched."""
+"""plan.json: what it holds, that it reads back, what is refused; and its folder, which is whole or untouched."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from whichlora import BadValue, PickResult, config_from_fields, pick
 from whichlora.plan import (
     SCHEMA,
@@ -181,6 +182,7 @@ def test_every_field_of_a_plan_is_required_and_typed(found: PickResult) -> None:
         (("choice", "predicted", "step_s"), float("nan"), "choice.predicted.step_s"),
         (("choice", "predicted", "process", "low_bytes"), "1 GB", "choice.predicted.process.low_bytes"),
         (("choice", "workload", "batch_size"), 0, "batch_size"),
+        (("choice", "workload", "method"), "lorra", "unknown method"),
         (("survivors", 1, "rejected"), ["a", 2], r"survivors\[1\].rejected\[1\]"),
         (("gpu", "compute_capability"), [8, 9, 0], "compute_capability"),
     ],

@@ -12,12 +12,15 @@ from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.models import load_model
 from whichlora_estimators.units import format_bytes
 from whichlora_estimators.workload import Workload, workload_from_json
+from whichlora_profiles_db import open_store
 
 from ..api import SCHEMA, checkpoints_by_default
 from ..pickconfig import JOINED_METHODS
 from ..rehearse import UNLIMITED, Rehearsal, answer, find_card
 from ..rehearse import rehearse as rehearse_workloads
 from ..rehearse.adapters import METHODS, check
+from ..rehearse.breakdown import Breakdown
+from ..rehearse.icicle import write_icicle
 from ..rehearse.rehearsals import TIMEOUT_S
 from .estimate import _read_lines, _setup, _setups, estimate
 from .tables import table
@@ -46,6 +49,10 @@ _SHARED |= {"checkpointing", "dropout", "padded", "generate", "prefill_lens", "d
     show_default=True,
     help="How a mixture's tokens spread over its experts.",
 )
+@click.option("--store/--no-store", "stored", default=True, show_default=True, help="Keep results, and use kept ones.")
+@click.option("--db", type=click.Path(path_type=Path), help="The store (default: $WHICHLORA_DB or the user's).")
+@click.option("--explain", is_flag=True, help="Say where the bytes are at each peak: by component, by source line.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write what --explain says as a page to click through.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | None, **options: Any) -> None:
     """Run the real training step (or generation) of each MODEL on a GPU that is not there, and see what it takes.
@@ -66,6 +73,7 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
         click.echo(json.dumps({"schema": SCHEMA, "rehearsals": [answer(each) for each in found]}, indent=1))
     else:
         click.echo(_table(found))
+    _explain(found, options)
 
 
 rehearse.params[3:3] = [param for param in estimate.params if param.name in _SHARED]
@@ -92,7 +100,9 @@ def _rehearsals(asked: list[Workload], gpu: str, options: dict[str, Any]) -> Ite
         click.echo(f"[{count}/{len(asked)}] {_name(rehearsal.workload)} on {card.slug}: {_result(rehearsal)}", err=True)
 
     settings = {name: options[name] for name in ("jobs", "timeout_s", "alloc_conf", "routing")}
-    return rehearse_workloads(asked, card, on_done=tell, **settings)
+    settings["explain"] = options["explain"] or options["html"] is not None
+    store = open_store(options["db"]) if options["stored"] else None
+    return rehearse_workloads(asked, card, store=store, on_done=tell, **settings)
 
 
 def _name(workload: Workload) -> str:
@@ -122,6 +132,38 @@ def _cells(rehearsal: Rehearsal) -> list[str]:
     return [*cells, rehearsal.peak_phase or "-", outcome.get(rehearsal.outcome, "failed")]
 
 
+def _explain(found: list[Rehearsal], options: dict[str, Any]) -> None:
+    """Print where the bytes are at each peak, and write the page, where these were asked for."""
+    explained = [(_title(each), each.breakdown) for each in found if each.breakdown]
+    if options["explain"] and not options["as_json"]:
+        for title, breakdown in explained:
+            click.echo(f"\n{title}\n{explanation(breakdown)}")
+    if options["html"] is not None:
+        write_icicle(explained, options["html"])
+        click.echo(f"written: {options['html']}", err=True)
+
+
+def _title(rehearsal: Rehearsal) -> str:
+    return f"{_name(rehearsal.workload)} on {rehearsal.gpu.name}: {_result(rehearsal)}, peak in {rehearsal.peak_phase}"
+
+
+def explanation(breakdown: Breakdown, *, most: int = 20) -> str:
+    """Itemise a peak: its components, then the source lines that hold most of it."""
+    total = max(breakdown.allocated_bytes, 1)
+
+    def cells(size: int) -> tuple[str, str]:
+        return format_bytes(size), f"{100 * size / total:.1f}%"
+
+    components = [(name, *cells(size)) for name, size in breakdown.components.items()]
+    lines = [(name, *cells(size), line) for (name, line), size in list(breakdown.lines.items())[:most]]
+    return "\n\n".join(
+        [
+            table(("component", "bytes", "share"), components, right=(1, 2)),
+            table(("component", "bytes", "share", "source line"), lines, right=(1, 2)),
+        ]
+    )
+
+
 def _parsed(path: Path) -> list[Workload | dict[str, Any]]:
     """Return each line's workload or, where there is none that runs, its answer."""
 
@@ -141,15 +183,17 @@ def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...
         raise BadValue("a workload file is rehearsed on one card", value=", ".join(gpus), todo="Name one with --gpu.")
     asked = [line for line in lines if isinstance(line, Workload)]
     found = _rehearsals(asked, gpus[0] if gpus else UNLIMITED, options)
+    explained = []
     for line in lines:
-        shown = answer(next(found)) if isinstance(line, Workload) else line
-        if options["as_json"]:
-            click.echo(json.dumps(shown))
-        else:
-            click.echo(_line(shown))
+        rehearsal = next(found) if isinstance(line, Workload) else None
+        shown = answer(rehearsal) if rehearsal else line
+        click.echo(json.dumps(shown) if options["as_json"] else _line(shown))
+        if rehearsal and rehearsal.breakdown:
+            explained.append(rehearsal)
+    _explain(explained, options)
 
 
-def _line(shown: dict[str, Any]) -> str:
+def _line(shown: Any) -> str:
     if "error" in shown:
         return f"{shown['id']}: {'out of memory' if shown.get('oom') else 'no answer'}: {shown['error']}"
     allocated, reserved = (format_bytes(shown[f"{counter}_peak_bytes"]) for counter in ("allocated", "reserved"))

@@ -7,6 +7,7 @@ of a single element PyTorch takes the comparison itself, which the device answer
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -14,10 +15,8 @@ MODULE = "transformers.masking_utils"
 _NAME = "find_packed_sequence_indices"
 
 
-def patch(masking_utils: ModuleType) -> None:
+def patch(masking_utils: ModuleType, answer_bool: Callable[[bool], None]) -> None:
     """Answer the question of a batch of one with: not packed. Versions that never ask are left as they are."""
-    from whichlora.nulldevice import control
-
     ask = getattr(masking_utils, _NAME, None)
     if ask is None:
         return
@@ -25,7 +24,7 @@ def patch(masking_utils: ModuleType) -> None:
     @functools.wraps(ask)
     def answer(position_ids: Any, *args: Any, **kwargs: Any) -> Any:
         if position_ids.shape[0] == 1:
-            control.answer_bool(True)
+            answer_bool(True)
         return ask(position_ids, *args, **kwargs)
 
     setattr(masking_utils, _NAME, answer)

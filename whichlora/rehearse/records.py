@@ -10,6 +10,8 @@ from whichlora_estimators.gpus import Gpu, context_bytes
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import Environment, PhasePeak
 
+from .breakdown import Breakdown, to_json
+
 EVIDENCE = "rehearsed"
 LOAD = "load"
 
@@ -20,6 +22,7 @@ class Rehearsal:
 
     `outcome` is "ok", "oom" (the card ran out, in `phase`) or "failed" (for the reason in `error`). `phases` holds the
     peaks of each phase that was entered: load, then forward, backward and optimizer, or prefill and decode.
+    `breakdown` tells what was live at the allocated peak, where that was asked for.
     """
 
     workload: Workload
@@ -32,6 +35,7 @@ class Rehearsal:
     model_bytes: int | None = None
     phases: Mapping[str, PhasePeak] = field(default_factory=dict)
     environment: Environment = field(default_factory=Environment, repr=False)
+    breakdown: Breakdown | None = field(default=None, repr=False)
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -93,6 +97,7 @@ def answer(rehearsal: Rehearsal) -> dict[str, Any]:
             }
             for name, peak in rehearsal.phases.items()
         },
+        **({"breakdown": to_json(rehearsal.breakdown)} if rehearsal.breakdown else {}),
         "evidence": EVIDENCE,
         "versions": dict(rehearsal.versions),
     }

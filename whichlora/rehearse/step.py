@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ class Recorder:
         self.counts: dict[str, int] = {}
         self.peaks: dict[str, tuple[int, int]] = {}
         self.current = ""
+        self.loaded_us = 0  # since the epoch; of what comes later the peaks are told
 
     def mask_is_full(self, full: bool) -> None:
         """Hear whether an attention mask, if one is asked about, would be all ones: a card that computes reads it."""
@@ -57,6 +59,8 @@ class Recorder:
             seen = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
             self.peaks[name] = max(allocated, seen[0]), max(reserved, seen[1])
         self.current = ""
+        if name == "load":
+            self.loaded_us = time.time_ns() // 1000
 
 
 def run(workload: Workload, recorder: Recorder) -> None:

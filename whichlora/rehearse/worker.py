@@ -29,7 +29,7 @@ def main() -> None:
     _say(answers, {"environment": environment_to_json(local_environment(versions=versions))})
     at_first = _clean_up()
     for line in sys.stdin:
-        answer = _rehearse(json.loads(line))
+        answer = _rehearse(**json.loads(line))
         answer["leftover_bytes"] = _clean_up() - at_first
         _say(answers, answer)
         if answer["leftover_bytes"]:  # the next workload shall find what the first one found
@@ -48,9 +48,10 @@ def _say(answers: TextIO, content: Mapping[str, Any]) -> None:
     answers.flush()
 
 
-def _rehearse(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _rehearse(*, workload: Mapping[str, Any], explain: bool = False) -> dict[str, Any]:
     import torch
 
+    from .history import History
     from .step import Recorder, run
 
     class NullRecorder(Recorder):
@@ -63,8 +64,10 @@ def _rehearse(fields: Mapping[str, Any]) -> dict[str, Any]:
             control.set_bool(full)
 
     recorder, outcome, error = NullRecorder(), "ok", ""
+    asked = workload_from_json(workload)
+    history = History() if explain else None
     try:
-        run(workload_from_json(fields), recorder)
+        run(asked, recorder)
     except torch.OutOfMemoryError as problem:
         outcome, error = "oom", str(problem)
     except Exception as problem:  # whatever a library raises is an answer
@@ -75,6 +78,7 @@ def _rehearse(fields: Mapping[str, Any]) -> dict[str, Any]:
         "phase": recorder.current,
         "counts": recorder.counts,
         "peaks": recorder.peaks,
+        **({"breakdown": history.end(asked, recorder)} if history else {}),
     }
 
 
@@ -89,10 +93,12 @@ def _describe(problem: Exception) -> str:
 
 
 def _answer_packing() -> None:
+    from whichlora.nulldevice import control
+
     from . import packing
 
     with contextlib.suppress(ModuleNotFoundError):  # older Transformers have no such module
-        packing.patch(import_module(packing.MODULE))
+        packing.patch(import_module(packing.MODULE), control.answer_bool)
 
 
 def _warm_up() -> None:

@@ -1,7 +1,7 @@
-"""BERT: learned positions, norms behind the sums, dropout, heads for sentences, tokens and words (transformers/models/bert).
+"""BERT: learned positions, norms behind the sums, dropout, several heads (transformers/models/bert, 5.23).
 
-States Transformers 5.23. A classifier is never quantized here: PEFT trains a copy of it, which it cannot of a quantized one,
-so loading has to leave it out (`llm_int8_skip_modules`); Transformers itself does not.
+A classifier is never quantized here: PEFT trains a copy of it, which it cannot of a quantized one, so loading has to
+leave it out (`llm_int8_skip_modules`); Transformers itself does not.
 
 # B batch, T tokens, D width, H heads, E head width
 """

@@ -1,7 +1,7 @@
 """Falcon: fused qkv, attention beside the MLP, few or one key-value head (transformers/models/falcon, 5.23).
 
-Transformers 5.23 leaves its linear layers alone when asked to quantize (they are a subclass of nn.Linear), with a warning
-only; a quantized workload states what a quantized model takes.
+Transformers 5.23, asked to quantize, leaves its linear layers alone with a warning (a subclass of nn.Linear);
+a quantized workload states what a quantized model takes.
 
 Three architectures: 7b (one key-value head, one norm), 40b (`new_decoder_architecture`: groups of heads, two norms) and
 rw (alibi instead of rotation, attention before the MLP). Attention always gets a mask, so the flash kernel never runs.

@@ -12,7 +12,7 @@ CASES = Path(__file__).with_name("golden_phi3.jsonl")
 
 
 def test_golden_cases() -> None:
-    """Allocated peaks are within 1% of what the null device measured (two of the allocator's blocks, so small a model)."""
+    """Allocated peaks are within 1% of what the null device measured: the models are small, the blocks are not."""
     check_golden(CASES, tolerance=0.01)
 
 

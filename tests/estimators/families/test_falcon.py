@@ -1,0 +1,22 @@
+"""Falcon against the real libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..golden import check_golden, check_parameters
+
+CASES = Path(__file__).with_name("golden_falcon.jsonl")
+
+
+def test_golden_cases() -> None:
+    """Requested peaks are within 0.05% of what the null device measured, allocated ones within unsplit blocks of it."""
+    check_golden(CASES, tolerance=0.025, requested_tolerance=0.0005)
+
+
+@pytest.mark.stack
+def test_parameters_are_those_of_the_real_model() -> None:
+    """Every weight has the shape that Transformers gives it, for every config of the golden cases."""
+    check_parameters(CASES)
