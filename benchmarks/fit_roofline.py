@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from whichlora_estimators.roofline import Roofline, RooflineConstants
-from whichlora_estimators.tape import Kernel
 
 from benchmarks.roofline_cases import MODELS, Case, liger_cases, published_cases, vidur_cases
+from whichlora_estimators.roofline import Roofline, RooflineConstants
+from whichlora_estimators.tape import Kernel
 
 TARGET = Path(__file__).parent.parent / "estimators/whichlora_estimators/data/roofline.json"
 Array = npt.NDArray[np.float64]

@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import duckdb
+
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import Environment, Measurement, open_store
 from whichlora_profiles_db.session import reading

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import click
+
+from whichlora.cli import COMMANDS, main
 from whichlora_estimators.families import all_families
 from whichlora_estimators.gpus import all_gpus
 from whichlora_estimators.methods import all_methods
@@ -19,8 +21,6 @@ from whichlora_estimators.models import all_models
 from whichlora_estimators.optimizers import OPTIMIZERS
 from whichlora_estimators.quantization import QUANTIZATIONS
 from whichlora_estimators.units import format_bytes
-
-from whichlora.cli import COMMANDS, main
 
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks"

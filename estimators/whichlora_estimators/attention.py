@@ -279,7 +279,7 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _output_dot_gradient(g: Tensor, batch: int, heads: int, queries: int) -> Tensor:
-    """The row sums of output times gradient: by a kernel of its own in 16 bit, by separate operators in fp32."""
+    """Return the row sums of output times gradient: by a kernel of its own in 16 bit, by separate operators in fp32."""
     rows = (batch, heads, queries)
     if g.dtype is not FP32:
         return g.tape.new(rows, FP32)
@@ -331,7 +331,7 @@ def _repeated(bias: Tensor, batch: int) -> Tensor:
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The fallback of separate operators in fp32, which keeps T x S probabilities; returns [B, H, T, E]."""
+    """Attend by separate operators in fp32, the fallback, which keeps T x S probabilities; returns [B, H, T, E]."""
     dtype, groups = q.dtype, q.shape[1] // k.shape[1]
     q, k, v = ops.cast(q, FP32), ops.cast(k, FP32), ops.cast(v, FP32)
     q = ops.scale(q)

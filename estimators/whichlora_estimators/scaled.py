@@ -57,7 +57,7 @@ def _affine(low: Sequence[int], high: Sequence[int]) -> _Affine:
 
 
 def _counts(timeline: Timeline) -> list[int]:
-    return [count for kernel in timeline.tape.kernels for count in kernel[:_COUNTS]]
+    return [int(count) for kernel in timeline.tape.kernels for count in kernel[:_COUNTS]]
 
 
 class _Depth:
@@ -94,7 +94,7 @@ class _Depth:
     def times(self, batch: int, gpu: Gpu) -> Times:
         """Return the times of this depth on a card."""
         rows = self.counts.at(batch).reshape(-1, _COUNTS).tolist()
-        kernels = [Kernel(*row, *kind) for row, kind in zip(rows, self.kinds, strict=True)]
+        kernels = [Kernel._make((*row, *kind)) for row, kind in zip(rows, self.kinds, strict=True)]
         return times_of(self.timeline, kernels, gpu)
 
 

@@ -180,7 +180,8 @@ class Node:
 
 class Frame:
     """One checkpointed call: how to run it again, which nodes saved something, and what the rerun gave back for those
-    that a graph still holds."""
+    that a graph still holds.
+    """
 
     __slots__ = ("autocast", "recomputed", "run", "savers")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from whichlora_calibration import Verdict, judge, predict
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.models import load_model

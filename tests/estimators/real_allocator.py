@@ -50,9 +50,8 @@ class Trace:
 
 def environment() -> dict[str, str]:
     """Return the environment variables of a process that has a null device of DEVICE_BYTES for a GPU."""
-    from whichlora_estimators.gpus import find_gpu
-
     from whichlora.nulldevice import environment as null_device
+    from whichlora_estimators.gpus import find_gpu
 
     gpu = replace(find_gpu("a100-sxm-80gb"), total_bytes=DEVICE_BYTES)
     # torch logs every failed cudaMalloc, and they are what these traces are about

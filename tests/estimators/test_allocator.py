@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from whichlora_estimators.allocator import AllocatorConfig, AllocatorState, CachingAllocator, OutOfMemory, replay
 from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
 from whichlora_estimators.units import MIB

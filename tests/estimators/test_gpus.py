@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from whichlora_estimators import gpus
 from whichlora_estimators.errors import BadValue, UnknownName
 from whichlora_estimators.gpus import (

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from whichlora_estimators.errors import BadValue, UnknownName, Unsupported, WhichloraError
 from whichlora_estimators.models import (
     ModelShape,

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from whichlora_estimators.errors import UnknownName
 from whichlora_estimators.gpus import Gpu, find_gpu
 from whichlora_estimators.models import load_model

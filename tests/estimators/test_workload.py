@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.workload import workload_from_json
 

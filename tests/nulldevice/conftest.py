@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from whichlora_estimators.gpus import Gpu, all_gpus
 
 ROOT = Path(__file__).parents[2]

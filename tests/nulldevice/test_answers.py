@@ -22,7 +22,8 @@ def answers():
         all=lambda: mask.all(), all_equal=lambda: (mask == 1).all(), all_of_bools=lambda: mask.bool().all(),
         any=lambda: (mask == 0).any(), isin=lambda: torch.isin(mask, mask[0, :1]).any(),
         nan=lambda: torch.isnan(loss), inf=lambda: torch.isinf(loss), any_nan=lambda: torch.isnan(mask.float()).any(),
-        one_nan=lambda: torch.isnan(loss).any(), finished=lambda: mask.max() == 0, less=lambda: loss < 1,
+        one_all=lambda: (mask[:1, -1] == 1).all(), one_nan=lambda: torch.isnan(loss).any(),
+        one_less=lambda: (mask[:1, 0] < 0).any(), finished=lambda: mask.max() == 0, less=lambda: loss < 1,
     )
     return [name for name, question in questions.items() if question()]
 """
@@ -31,7 +32,7 @@ def answers():
 def test_all_is_a_setting_and_nothing_is_special(on_null: Callable[..., Any]) -> None:
     """All of them: as set. Any of them, NaN, equal, less: no, whatever is set."""
     program = QUESTIONS + "result['set'] = answers(); control.set_bool(False); result['unset'] = answers()"
-    assert on_null(program).result == {"set": ["all", "all_equal", "all_of_bools"], "unset": []}
+    assert on_null(program).result == {"set": ["all", "all_equal", "all_of_bools", "one_all"], "unset": []}
     assert on_null(QUESTIONS + "result['unset'] = answers()", bool_read=False).result == {"unset": []}
 
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from whichlora_estimators.errors import Unsupported, WhichloraError
 
 from whichlora.nulldevice import build, compiler, stack
 from whichlora.nulldevice.elf import read_symbols
+from whichlora_estimators.errors import Unsupported, WhichloraError
 
 pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whichlora_estimators.errors import BadValue, Unsupported, WhichloraError
 
 from whichlora.phantom import write_phantom
+from whichlora_estimators.errors import BadValue, Unsupported, WhichloraError
 
 pytestmark = pytest.mark.stack
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
 
 from whichlora.nulldevice import environment
+from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
 
 pytestmark = pytest.mark.stack
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment of its own that holds the wheel and what it depends on, nothing else."""
+    """Make an environment of its own that holds the wheel and what it depends on, nothing else."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", str(ROOT), "--no-deps", "-w", str(folder)], check=True)
@@ -40,7 +40,7 @@ def test_a_wheel_predicts_from_another_folder(installed: Path, tmp_path: Path) -
 def test_a_wheel_picks_from_another_folder(installed: Path, tmp_path: Path) -> None:
     """The main job, end to end: a config in, a choice and two files out."""
     config = tmp_path / "mine.yaml"
-    config.write_text("gpu: l4\nstage1_profile: {model_names: [gpt2]}\nstage2_profile: {batch_size: [1]}\nseq_len: 64\n")
+    config.write_text("gpu: l4\nstage1_profile: {model_names: [gpt2]}\nstage2_profile: {batch_size: [1]}\n")
     command = [installed / "whichlora", "pick", config.name, "--out", "out", "--offline"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "Choice: " in done.stdout

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from hypothesis import strategies as st
+
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import Environment, Measurement, PhasePeak, TimeStats
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from whichlora_estimators.errors import BadValue, UnknownName, Unsupported, WhichloraError
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import (

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+
 from whichlora_estimators.errors import WhichloraError
 from whichlora_profiles_db import (
     NotAStore,

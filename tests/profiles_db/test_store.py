@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from whichlora_estimators.errors import BadValue, UnknownName
 from whichlora_profiles_db import (
     Filters,

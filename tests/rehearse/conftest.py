@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from whichlora_estimators.workload import Workload
 
 ROOT = Path(__file__).parents[2]

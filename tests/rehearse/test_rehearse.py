@@ -10,12 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
-from whichlora_estimators.gpus import context_bytes
-from whichlora_estimators.workload import workload_from_json
 
 from whichlora.rehearse import Rehearsal, find_card, rehearse
 from whichlora.rehearse.adapters import METHODS, OPTIMIZERS
+from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
+from whichlora_estimators.gpus import context_bytes
+from whichlora_estimators.workload import workload_from_json
 
 from .conftest import golden_lines, tiny
 

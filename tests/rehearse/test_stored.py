@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from whichlora_profiles_db import Filters, open_store
 
 from whichlora.rehearse import Rehearsal, find_card, rehearse
+from whichlora_profiles_db import Filters, open_store
 
 from .conftest import tiny
 

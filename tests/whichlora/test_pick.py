@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import whichlora
 from whichlora import BadValue, PickConfig, WhichloraError, config_from_fields, pick, read_config
 from whichlora_calibration import Verdict

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from whichlora_estimators.models import load_model
-from whichlora_estimators.units import format_bytes
 
 from whichlora import PickResult, Row, config_from_fields, pick
 from whichlora.report import report_html
@@ -29,6 +27,8 @@ from whichlora.report_charts import (
 )
 from whichlora.report_tables import shown_rows
 from whichlora.report_view import batch_of, format_count, seconds_of, setup_of, short_names, stages_of
+from whichlora_estimators.models import load_model
+from whichlora_estimators.units import format_bytes
 
 MODELS = ["facebook/opt-125m", "gpt2", "meta-llama/Llama-2-70b-hf"]
 SMALL: dict[str, Any] = {

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+
 from whichlora_estimators.errors import WhichloraError
 
 #: Where each command lives; a module is imported when its command is asked for.

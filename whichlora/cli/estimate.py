@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from whichlora_calibration import Prediction, predict
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.gpus import find_gpu

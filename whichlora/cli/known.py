@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import click
+
 from whichlora_estimators.families import all_families
 from whichlora_estimators.gpus import search_gpus
 from whichlora_estimators.models import search_models

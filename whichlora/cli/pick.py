@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from whichlora_estimators.units import format_bytes, format_seconds
 
 from ..pick import PickResult, Row

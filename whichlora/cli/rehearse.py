@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.models import load_model
 from whichlora_estimators.units import format_bytes

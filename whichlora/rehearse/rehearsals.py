@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from whichlora.nulldevice.stack import find_stack
 from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.gpus import Gpu, context_bytes
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import PhasePeak, Store, environment_from_json, workload_to_json
-
-from whichlora.nulldevice.stack import find_stack
 
 from . import breakdown
 from .adapters import check

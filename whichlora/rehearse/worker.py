@@ -21,6 +21,7 @@ def main() -> None:
     """Say what is installed, then answer workloads until stdin ends, or until something of one stays behind."""
     answers = _take_stdout()
     import torch
+
     from whichlora_profiles_db import environment_to_json, local_environment
 
     _answer_packing()

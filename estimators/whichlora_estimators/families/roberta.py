@@ -34,7 +34,7 @@ class RobertaSentenceHead(Head):
         return self.out(x)
 
 
-@family("roberta", "xlm-roberta")
+@family("roberta")
 class Roberta(Encoder):
     """The recipe."""
 
@@ -53,3 +53,10 @@ class Roberta(Encoder):
         numbers = tape.new(ids.shape, INT64)
         del counted
         return numbers, tape.new(ids.shape, INT64)
+
+
+@family("xlm-roberta")
+class XlmRoberta(Roberta):
+    """RoBERTa over many languages."""
+
+    defaults: ClassVar = Bert.defaults

@@ -80,7 +80,7 @@ class DoraLinear(LoraLinear):
         return norm.dtype
 
     def combined(self, result: Tensor, x: Tensor) -> Tensor:
-        """result + DoRA's correction of it."""
+        """Result + DoRA's correction of it."""
         base_result: Tensor | None = result
         if self.dropout:
             x, base_result = ops.dropout(x, self.dropout), None

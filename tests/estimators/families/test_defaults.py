@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from whichlora_estimators.families import all_families
 
 FAMILIES = ("bert", "bloom", "falcon", "gpt2", "gpt_neox", "mt5", "opt", "roberta", "t5", "xlm-roberta")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from whichlora_estimators.errors import Unsupported
 from whichlora_estimators.timeline import lay
 from whichlora_estimators.workload import Workload

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from whichlora_estimators.families import all_families
 from whichlora_estimators.families.windows import WindowedDecoder
 from whichlora_estimators.timeline import Timeline, lay

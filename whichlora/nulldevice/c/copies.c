@@ -40,6 +40,13 @@ static int asked(const char *kernel, const char *const *signs) {
   return 0;
 }
 
+// Of one element, PyTorch makes "all" and "any" alike by copying it. A whole number that was compared with a constant is then a
+// mask that is asked whether all of it is so (a batch of one sequence, whether it is packed); anything else is asked for NaN.
+static int all_of_one(const char *kernel) {
+  static const char *const whole[] = {"UnaryFunctorIllb", "UnaryFunctorIiib", "UnaryFunctorIbbb", NULL};
+  return copied_since() && strstr(kernel, "CompareEq") && asked(kernel, whole);
+}
+
 static int bool_answer(const char *kernel) {
   static const char *const any[] = {"or_kernel", NULL};
   static const char *const comparison[] = {"compare_scalar", "CompareEq", "CompareFunctor", NULL};
@@ -48,9 +55,9 @@ static int bool_answer(const char *kernel) {
     next_bool = -1;
     return answer;
   }
-  if (asked(kernel, any) || asked(kernel, comparison)) return 0;
   the_card();
-  return bool_read;
+  if (all_of_one(kernel)) return bool_read;
+  return asked(kernel, any) || asked(kernel, comparison) ? 0 : bool_read;
 }
 
 // 0 is the wrong answer to a question for a size. Say so, once.
@@ -87,10 +94,9 @@ static void read_back(void *host, size_t bytes) {
 
 static int on_card(const void *pointer) { return is_device(pointer) || is_managed(pointer); }
 
-// A copy on the card keeps the question: of one element, PyTorch makes "any" and "all" by copying it.
 static int copy(void *to, const void *from, size_t bytes) {
   if (on_card(to)) {
-    if (!on_card(from)) forget_last_kernel();
+    if (on_card(from)) note_copy(); else forget_last_kernel();
   } else if (on_card(from)) {
     read_back(to, bytes);
   } else {

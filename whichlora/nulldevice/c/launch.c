@@ -14,6 +14,7 @@ static pthread_mutex_t kernels_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static __thread const char *last_name = "";
 static __thread long long last_count = -1;
+static __thread int copied;
 
 static Kernel *slot_of(Kernel *table, size_t room, const void *function) {
   size_t i = ((uintptr_t)function >> 4) * 0x9E3779B97F4A7C15ull & (room - 1);
@@ -69,14 +70,18 @@ static long long elements(const char *name, void *const *arguments) {
 
 const char *last_kernel(void) { return last_name; }
 long long last_counted(void) { return last_count; }
+int copied_since(void) { return copied; }
+void note_copy(void) { copied = 1; }
 void forget_last_kernel(void) {
   last_name = "";
   last_count = -1;
+  copied = 0;
 }
 
 static int launch(const void *function, void *const *arguments) {
   Kernel kernel = find_kernel(function);
   last_name = kernel.name ? kernel.name : "";
+  copied = 0;
   if (kernel.kind == COUNTS_NONZERO) last_count = elements(kernel.name, arguments);
   if (kernel.kind == OTHER) last_count = -1;
   return fail(the_card()->code ? SUCCESS : NO_KERNEL_IMAGE);
@@ -164,8 +169,8 @@ int cudaGetSymbolAddress(void **address, const void *symbol) {
 
 // The driver's launches: Triton's kernels and those that PyTorch compiles at run time.
 static int driver_launch(void) {
+  forget_last_kernel();
   last_name = "a kernel compiled at run time";
-  last_count = -1;
   return SUCCESS;
 }
 int cuLaunchKernel(void) { return driver_launch(); }
