@@ -52,6 +52,11 @@ class Row:
     evidence: str = "formula"
 
     @property
+    def undecided(self) -> bool:
+        """Whether nothing but a straddled memory limit speaks against it."""
+        return self.verdict is Verdict.TIGHT and len(self.rejected) == 1
+
+    @property
     def method(self) -> str:
         """The method's usual name (`qlora`), or `inference`."""
         if self.workload is None:
@@ -81,9 +86,9 @@ def pick(config: PickConfig, *, offline: bool = False, report: Report = lambda _
     for shape in shapes:
         report(f"stage 1: {shape.name}")
         rows = list(_stage1_rows(config, shape))
-        stage1 += rows
-        if _satisfied(rows, config.stage1.satisfy):
+        if _serves(config, rows):
             kept.append(shape)
+        stage1 += rows
     stage2: list[Row] = []
     for shape in kept:
         report(f"stage 2: {shape.name}")
@@ -103,9 +108,17 @@ def _size(shape: ModelShape) -> int:
     return shape.parameters if shape.parameters is not None else count_parameters(shape.config)
 
 
-def _satisfied(rows: list[Row], how: str) -> bool:
-    passed = [not row.rejected for row in rows]
-    return any(passed) if how == "any" else all(passed)
+def _serves(config: PickConfig, rows: list[Row]) -> bool:
+    """Say whether a model satisfies stage 1; rows that straddle the limit are settled where the answer hangs on them."""
+    enough = any if config.stage1.satisfy == "any" else all
+    if enough(not row.rejected for row in rows):
+        return True
+    for index, row in enumerate(rows):
+        if row.undecided:
+            rows[index] = _settled(config, row)[0]
+            if config.stage1.satisfy == "any" and not rows[index].rejected:
+                return True
+    return enough(not row.rejected for row in rows)
 
 
 def _stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
@@ -192,18 +205,40 @@ def _judged(config: PickConfig, blank: Row, setup: _Setup, batch: int) -> Row:
     peak_bytes = setup.peak_bytes(batch)
     least, most = (size + context_bytes(config.gpu) for size in reserved_range(workload, peak_bytes))
     limit_bytes = memory_limit(config, workload.phase)
-    verdict = judge(least, most, limit_bytes)
-    reasons = []
-    if verdict is not Verdict.FITS:
-        how = "at least" if verdict is Verdict.DOES_NOT_FIT else "up to"
-        needed = least if verdict is Verdict.DOES_NOT_FIT else most
-        reasons.append(f"{verdict.value}: {how} {format_bytes(needed)} of {format_bytes(limit_bytes)}")
+    verdict, reasons = _verdict(least, most, limit_bytes)
     row = replace(
         blank, workload=workload, allocated_peak_bytes=peak_bytes, process_bytes=(least, most), verdict=verdict
     )
     if verdict is Verdict.DOES_NOT_FIT:
         return replace(row, rejected=tuple(reasons))
     return _timed(config, row, setup.times(batch), reasons)
+
+
+def _verdict(least_bytes: int, most_bytes: int, limit_bytes: int) -> tuple[Verdict, list[str]]:
+    """Judge a range of process bytes, with the reason where it does not fit."""
+    verdict = judge(least_bytes, most_bytes, limit_bytes)
+    if verdict is Verdict.FITS:
+        return verdict, []
+    certain = verdict is Verdict.DOES_NOT_FIT
+    needed = f"at least {format_bytes(least_bytes)}" if certain else f"up to {format_bytes(most_bytes)}"
+    return verdict, [f"{verdict.value}: {needed} of {format_bytes(limit_bytes)}"]
+
+
+def _settled(config: PickConfig, row: Row) -> tuple[Row, Prediction]:
+    """Predict a row in full, allocator replayed, which narrows its range."""
+    assert row.workload is not None
+    prediction = predict(row.workload, config.gpu)
+    process = prediction.process
+    verdict, reasons = _verdict(process.low_bytes, process.high_bytes, memory_limit(config, row.workload.phase))
+    others = row.rejected[1:] if row.verdict is Verdict.TIGHT else row.rejected
+    found = replace(
+        row,
+        allocated_peak_bytes=prediction.estimate.allocated_peak_bytes,
+        process_bytes=(process.low_bytes, process.high_bytes),
+        verdict=verdict,
+        rejected=(*reasons, *others),
+    )
+    return found, prediction
 
 
 def _timed(config: PickConfig, row: Row, times: Times, reasons: list[str]) -> Row:
@@ -247,18 +282,22 @@ def weight_floor_bytes(shape: ModelShape, workload: Workload) -> int:
 
 
 def _choose(config: PickConfig, rows: list[Row]) -> tuple[Row | None, Prediction | None]:
-    """Take the best row by the policy whose full prediction keeps the limits too."""
-    for row in ranked(config, rows):
-        assert row.workload is not None
-        prediction = predict(row.workload, config.gpu)
-        if prediction.process.high_bytes <= memory_limit(config, "train"):
-            return row, prediction
+    """Take the best row by the policy whose full prediction keeps the limits; `rows` take what such predictions found."""
+    places = {id(row): index for index, row in enumerate(rows)}
+    for row in _by_policy(config, [row for row in rows if not row.rejected or row.undecided]):
+        settled, prediction = _settled(config, row)
+        rows[places[id(row)]] = settled
+        if not settled.rejected:
+            return settled, prediction
     return None, None
 
 
 def ranked(config: PickConfig, rows: Sequence[Row]) -> list[Row]:
     """Return the rows of stage 2 that satisfy every limit, best first by the policy."""
-    satisfying = [row for row in rows if not row.rejected]
+    return _by_policy(config, [row for row in rows if not row.rejected])
+
+
+def _by_policy(config: PickConfig, satisfying: list[Row]) -> list[Row]:
     setups: dict[tuple[object, ...], list[Row]] = {}
     for row in satisfying:
         setups.setdefault(_setup_of(row), []).append(row)

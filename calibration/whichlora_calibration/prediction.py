@@ -11,7 +11,12 @@ from typing import Any
 
 from whichlora_estimators.estimate import Estimate, estimate
 from whichlora_estimators.gpus import Gpu
+from whichlora_estimators.units import MIB
 from whichlora_estimators.workload import Workload
+
+#: By how much the CUDA context of a card was missed at worst when its own readings were held out
+#: (whichlora_estimators/data/cuda_context.json; tests/estimators/test_gpus.py recomputes it).
+CONTEXT_ERROR_BYTES = 103 * MIB
 
 
 class Verdict(str, Enum):
@@ -46,7 +51,7 @@ def predict(workload: Workload, gpu: Gpu) -> Prediction:
     """Predict a workload on a card. Raises UnknownName, BadValue or Unsupported for what has no formula."""
     found = estimate(workload, gpu)
     allocated = _interval("allocated", workload, found.allocated_peak_bytes)
-    process = _shifted(_interval("reserved", workload, found.reserved_peak_bytes), found.context_bytes)
+    process = _with_context(_interval("reserved", workload, found.reserved_peak_bytes), found.context_bytes)
     needed_bytes = allocated.low_bytes + found.context_bytes
     return Prediction(
         estimate=found,
@@ -76,11 +81,11 @@ def reserved_range(workload: Workload, allocated_peak_bytes: int) -> tuple[int, 
     return int(allocated_peak_bytes * low), int(allocated_peak_bytes * high)
 
 
-def _shifted(interval: Interval, offset_bytes: int) -> Interval:
+def _with_context(reserved: Interval, context_bytes: int) -> Interval:
     return Interval(
-        low_bytes=interval.low_bytes + offset_bytes,
-        high_bytes=interval.high_bytes + offset_bytes,
-        coverage=interval.coverage,
+        low_bytes=reserved.low_bytes + max(0, context_bytes - CONTEXT_ERROR_BYTES),
+        high_bytes=reserved.high_bytes + context_bytes + CONTEXT_ERROR_BYTES,
+        coverage=reserved.coverage,
     )
 
 

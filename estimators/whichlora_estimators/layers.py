@@ -91,6 +91,8 @@ class Build:
     parameters: list[Parameter] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
+    #: What methods add to the loss.
+    penalties: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
 
     def parameter(self, name: str, *shape: int) -> Tensor:
         """Allocate a weight in the dtype of the model."""

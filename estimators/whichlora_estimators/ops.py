@@ -81,6 +81,16 @@ def add(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
+def add_into(total: Tensor, term: Tensor) -> Tensor:
+    """Add elementwise into the first tensor, whatever the dtype of the other."""
+    out = Tensor(total.tape, total.storage, total.shape, total.dtype)
+    out.strided = total.strided
+    total.tape.launch(2 * total.bytes + term.bytes)
+    need_total, need_term = total.node is not None, term.node is not None
+    total.tape.record(out, (total, term), (), lambda g: (g if need_total else None, g if need_term else None))
+    return out
+
+
 def scale(x: Tensor) -> Tensor:
     """Multiply by, or divide by, a Python number; nothing is saved."""
     out = _like(x)
@@ -128,6 +138,24 @@ def mul(a: Tensor, b: Tensor) -> Tensor:
         return (_elementwise(g, other_a) if need_a and other_a is not None else None), grad_b
 
     a.tape.record(out, (a, b), (b if need_a else None, a if need_b else None), backward)
+    return out
+
+
+def divide(a: Tensor, b: Tensor) -> Tensor:
+    """Divide elementwise by a tensor of one element; its gradient goes through four tensors of the size of `a`."""
+    out = _like(a)
+    need_a, need_b = a.node is not None, b.node is not None
+
+    def backward(g: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_b = None
+        if need_b and a is not None:
+            negated, quotient = _like(g), _like(a)
+            quotient = _like(quotient)
+            grad_b = _elementwise(negated, quotient)
+            del negated, quotient
+        return (_like(g) if need_a else None), grad_b
+
+    a.tape.record(out, (a, b), (a if need_b else None, b if need_a else None), backward)
     return out
 
 

@@ -179,9 +179,7 @@ class Node:
 
 
 class Frame:
-    """One checkpointed call: how to run it again, which nodes saved something, and what the rerun gave back for those
-    that a graph still holds.
-    """
+    """One checkpointed call: how to run it again, which nodes saved something, and what the rerun gave back."""
 
     __slots__ = ("autocast", "recomputed", "run", "savers")
 

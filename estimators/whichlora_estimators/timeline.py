@@ -201,6 +201,8 @@ def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, re
     with tape.tagged("activations"):
         tape.mark("forward")
         loss, output = model.step_loss(inputs, context)
+        for penalized in model.build.penalties:
+            loss = penalized(loss)
     tape.autocast = None
     tape.autocast_weights.clear()
     forward = recorder.cut("forward")

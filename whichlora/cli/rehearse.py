@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,33 @@ from ..rehearse.adapters import METHODS, check
 from ..rehearse.breakdown import Breakdown
 from ..rehearse.icicle import write_icicle
 from ..rehearse.rehearsals import TIMEOUT_S
+from ..rehearse.script import ScriptRun, rehearse_script
+from ..rehearse.script import answer as script_answer
 from .estimate import _read_lines, _setup, _setups, estimate
 from .tables import table
 
+_SCRIPT = "whichlora.script"
 #: What describes a workload is spelled as in `whichlora estimate`.
 _SHARED = {"quantizations", "ranks", "targets", "batch_sizes", "seq_lens", "precision", "attention", "optimizer"}
 _SHARED |= {"checkpointing", "dropout", "padded", "generate", "prefill_lens", "decode_len", "all_logits", "offline"}
 
 
-@click.command()
+class _Command(click.Command):
+    """Takes what stands behind `--` as a script's command line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the script's words away from the options."""
+        if "--" in args:
+            place = args.index("--")
+            ctx.meta[_SCRIPT], args = args[place + 1 :], args[:place]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Show both forms."""
+        return [*super().collect_usage_pieces(ctx), "[-- python train.py ARGS…]"]
+
+
+@click.command(cls=_Command)
 @click.argument("models", nargs=-1, metavar="MODEL…")
 @click.option("--gpu", "gpus", multiple=True, help=f"Card, as `whichlora gpus` lists it, or {UNLIMITED}; repeatable.")
 @click.option(
@@ -60,7 +79,13 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
 
     Nothing is computed or downloaded but configs; PyTorch, Transformers, PEFT and bitsandbytes are the installed ones,
     memory is what their real step takes. A workload file is rehearsed without a memory limit unless --gpu names a card.
+
+    After -- comes any training script's own command line: it runs unmodified on the card that is not there.
     """
+    script = click.get_current_context().meta.get(_SCRIPT)
+    if script is not None:
+        _rehearse_script(script, gpus, options)
+        return
     if workloads is not None:
         _echo_workloads(_parsed(workloads), gpus, options)
         return
@@ -78,6 +103,40 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
 
 
 rehearse.params[3:3] = [param for param in estimate.params if param.name in _SHARED]
+
+
+def _rehearse_script(command: list[str], gpus: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Run a script, its output on stderr, then say what it took; end with its exit status."""
+    if len(gpus) != 1:
+        todo = "Example: whichlora rehearse --gpu rtx-4090 -- python train.py."
+        raise BadValue("a script is rehearsed on one card", value=", ".join(gpus), todo=todo)
+    explain = options["explain"] or options["html"] is not None
+    settings = {name: options[name] for name in ("alloc_conf", "routing")}
+    run = rehearse_script(command, gpus[0], explain=explain, stdout=sys.stderr, **settings)
+    if options["as_json"]:
+        click.echo(json.dumps({"schema": SCHEMA, **script_answer(run)}, indent=1))
+    else:
+        click.echo(_script_text(run))
+        if options["explain"] and run.breakdown:
+            click.echo(f"\n{explanation(run.breakdown)}")
+    if options["html"] is not None and run.breakdown:
+        write_icicle([(" ".join(run.command), run.breakdown)], options["html"])
+    sys.exit(run.exit_code)
+
+
+def _script_text(run: ScriptRun) -> str:
+    verdicts = {"ok": "fits", "oom": "does-not-fit: it ran out of memory", "failed": "failed"}
+    lines = [f"{run.gpu.name}, {format_bytes(run.gpu.total_bytes)}: {verdicts[run.outcome]}"]
+    for name in ("allocated_peak", "reserved_peak", "process", "managed_peak"):
+        size = getattr(run, f"{name}_bytes")
+        if size:
+            lines.append(f"{name.replace('_', ' ')}: {format_bytes(size)}")
+    if run.allocated_peak_bytes is None:
+        lines.append("no process that used the card lived to tell what it took")
+    if run.ooms and run.outcome == "ok":
+        lines.append(f"it ran out of memory and went on: {run.ooms} times")
+    lines += [f"{name}: {text}" for name in ("where", "error", "missing") if (text := getattr(run, name))]
+    return "\n".join(lines)
 
 
 def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:

@@ -5,5 +5,6 @@ from __future__ import annotations
 from .cards import UNLIMITED, find_card
 from .records import Rehearsal, answer
 from .rehearsals import rehearse
+from .script import ScriptRun, rehearse_script
 
-__all__ = ["UNLIMITED", "Rehearsal", "answer", "find_card", "rehearse"]
+__all__ = ["UNLIMITED", "Rehearsal", "ScriptRun", "answer", "find_card", "rehearse", "rehearse_script"]

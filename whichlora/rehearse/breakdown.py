@@ -13,6 +13,7 @@ from typing import Any
 COMPONENTS = ("weights", "adapters", "gradients", "optimizer state", "activations", "logits and loss", "cache")
 WORKSPACES, BACKWARD, ROUNDING = "workspaces", "backward temporaries", "allocator rounding"
 BLOCK_BYTES = 512  # PyTorch rounds every allocation up to these (c10/core/AllocatorConfig.h, kMinBlockSize)
+_LARGE_BYTES = 2**20  # the loss allocates small things too
 _NO_STACK = "autograd's backward (no Python stack)"
 
 # The first rule of which a stack has a frame decides: (component, parts of file names, names of functions).
@@ -76,11 +77,12 @@ def break_down(
 ) -> Breakdown:
     """Find the peak of a device trace (`_snapshot()["device_traces"][0]`) from `since_us` on, and say what is live.
 
-    `before_bytes` were allocated before the history began; `logit_bytes` are the sizes that only logits have.
+    `before_bytes` were allocated before the history began; `logit_bytes` are the sizes that only logits have (where
+    nobody knows, those of what the loss allocates, and half of them).
     """
     live = _live_at_peak(events, since_us)
     freed_by = _releases(events)
-    known = frozenset(logit_bytes)
+    known = frozenset(logit_bytes) or _sizes_of_losses(events)
     sums: dict[tuple[str, Stack], list[int]] = {}
     for place in live:
         event = events[place]
@@ -167,6 +169,13 @@ def _releases(events: Sequence[Mapping[str, Any]]) -> dict[int, Stack]:
         elif event["action"] == "free_requested" and event["addr"] in by_address:
             found[by_address.pop(event["addr"])] = _stack(event)
     return found
+
+
+def _sizes_of_losses(events: Sequence[Mapping[str, Any]]) -> frozenset[int]:
+    """Return the sizes of what the loss allocated, and of the 16-bit logits that it made them from."""
+    large = (event for event in events if event["action"] == "alloc" and event["size"] >= _LARGE_BYTES)
+    sizes = {event["size"] for event in large if component(_stack(event), ()) == "logits and loss"}
+    return frozenset(sizes | {size // 2 for size in sizes})
 
 
 def _stack(event: Mapping[str, Any]) -> Stack:

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from . import packing
-
 FOLDER, EXPLAIN = "WHICHLORA_REHEARSAL_FOLDER", "WHICHLORA_REHEARSAL_EXPLAIN"
 LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "peft", "torch", "transformers", "trl")
 _MOST_EVENTS = 10_000_000
@@ -49,7 +47,7 @@ def watch() -> None:
 
 def _control() -> Any:
     """Return the null device's control, which its sitecustomize has loaded."""
-    return import_module("whichlora_nulldevice_answers.control")
+    return import_module("whichlora_null.control")
 
 
 def _describe(problem: BaseException) -> dict[str, str]:
@@ -123,10 +121,28 @@ def _record_history(cuda: ModuleType) -> None:
         )
 
 
+def _decompose_on_host(linalg: ModuleType) -> None:
+    """Let the host decompose matrices: the null device has no cuSOLVER. Its workspaces on a card are not counted."""
+
+    def on_host(decompose: Callable[..., Any]) -> Callable[..., Any]:
+        def decomposed(matrix: Any, *args: Any, **kwargs: Any) -> Any:
+            if not matrix.is_cuda:
+                return decompose(matrix, *args, **kwargs)
+            found = decompose(matrix.cpu(), *args, **kwargs)
+            if isinstance(found, tuple):
+                return type(found)(part.to(matrix.device) for part in found)
+            return found.to(matrix.device)
+
+        return decomposed
+
+    for name in ("eigh", "pinv", "qr", "svd"):
+        setattr(linalg, name, on_host(getattr(linalg, name)))
+
+
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "torch.cuda.memory": _keep_peaks,
     "torch.cuda": _record_history,
-    packing.MODULE: lambda module: packing.patch(module, _control().answer_bool),
+    "torch.linalg": _decompose_on_host,
 }
 
 

@@ -50,7 +50,7 @@ class ScriptRun:
 
     @property
     def outcome(self) -> str:
-        """ "ok", "oom" (it ended because the card ran out) or "failed" (for any other reason)."""
+        """Return "ok", "oom" (it ended because the card ran out) or "failed" (for any other reason)."""
         if self.kind == _OOM or (self.exit_code and self.ooms and not self.kind):
             return "oom"
         return "failed" if self.exit_code or self.allocated_peak_bytes is None else "ok"
@@ -102,8 +102,8 @@ def rehearse_script(
 
 def answer(run: ScriptRun) -> dict[str, Any]:
     """Flatten what a script took for machines."""
-    names = ("exit_code", "outcome", "allocated_peak_bytes", "reserved_peak_bytes", "process_bytes")
-    names += ("managed_peak_bytes", "ooms", "kind", "error", "where", "missing")
+    names = ["exit_code", "outcome", "allocated_peak_bytes", "reserved_peak_bytes", "process_bytes"]
+    names += ["managed_peak_bytes", "ooms", "kind", "error", "where", "missing"]
     shown = {name: value for name in names if (value := getattr(run, name)) not in ("", None)}
     explained = {"breakdown": breakdown.to_json(run.breakdown)} if run.breakdown else {}
     head = {"command": list(run.command), "gpu": run.gpu.slug}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
 import sys
 import traceback
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, TextIO
 
 from whichlora_estimators.workload import workload_from_json
@@ -24,7 +22,6 @@ def main() -> None:
 
     from whichlora_profiles_db import environment_to_json, local_environment
 
-    _answer_packing()
     _warm_up()
     versions = {"cuda": str(torch.version.cuda)}
     _say(answers, {"environment": environment_to_json(local_environment(versions=versions))})
@@ -91,15 +88,6 @@ def _describe(problem: Exception) -> str:
     missing = control.last_missing()
     lacks = f"; the null device has no {missing}" if missing else ""
     return f"{type(problem).__name__}: {problem} ({frame.filename}:{frame.lineno} in {frame.name}{lacks})"
-
-
-def _answer_packing() -> None:
-    from whichlora.nulldevice import control
-
-    from . import packing
-
-    with contextlib.suppress(ModuleNotFoundError):  # older Transformers have no such module
-        packing.patch(import_module(packing.MODULE), control.answer_bool)
 
 
 def _warm_up() -> None:

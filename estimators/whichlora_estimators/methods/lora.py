@@ -80,7 +80,7 @@ class DoraLinear(LoraLinear):
         return norm.dtype
 
     def combined(self, result: Tensor, x: Tensor) -> Tensor:
-        """Result + DoRA's correction of it."""
+        """Add DoRA's correction to the layer's result."""
         base_result: Tensor | None = result
         if self.dropout:
             x, base_result = ops.dropout(x, self.dropout), None

@@ -96,7 +96,7 @@ static int on_card(const void *pointer) { return is_device(pointer) || is_manage
 
 static int copy(void *to, const void *from, size_t bytes) {
   if (on_card(to)) {
-    if (on_card(from)) note_copy(); else forget_last_kernel();
+    on_card(from) ? note_copy() : forget_last_kernel();
   } else if (on_card(from)) {
     read_back(to, bytes);
   } else {

@@ -62,10 +62,10 @@ int fail(int error); // sets this thread's cudaGetLastError and returns the erro
 
 // launch.c: the mangled name of the kernel that this thread launched last, "" if unknown
 const char *last_kernel(void);
-long long last_counted(void);   // of how many elements it counted those that are not zero, -1 if it did no such thing
-void note_copy(void);           // something was copied on the card
-int copied_since(void);         // … since the last kernel
-void forget_last_kernel(void);  // something else wrote to the device since
+long long last_counted(void);  // of how many elements it counted those that are not zero, -1 if it did no such thing
+int copied_since(void);        // 1 if something was copied from device to device after it
+void note_copy(void);          // something is
+void forget_last_kernel(void); // something else wrote to the device since
 
 // streams.c: a new opaque object, for any create function
 int new_handle(void **handle);

@@ -1,0 +1,95 @@
+"""AdaLoRA as PEFT runs it (peft/tuners/adalora/layer.py, bnb.py, model.py; read in 0.21).
+
+B (A ∘ E) in place of B A, where E scales the rows of A, and a penalty on how far A and B are from orthogonal: backward
+begins with it, so that every adapter's gradient lives from then on. Ranks are taken to stay as they began.
+
+# N output width, K input width, R rank
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .. import ops
+from ..families.base import Model
+from ..layers import Build, Linear
+from ..tape import FP32, Tensor
+from ..workload import Workload
+from .base import Method, adapted_linears, adapter_dtype, check_rank, method, trained, upcast
+
+
+class AdaLoraLinear:
+    """base(x) + B((A * E) dropout(x)) * scaling / rank."""
+
+    def __init__(self, layer: Linear, build: Build, workload: Workload) -> None:
+        check_rank(layer, workload.rank)
+        self.layer, self.dropout = layer, workload.dropout
+        add, rank = partial(trained, build, dtype=adapter_dtype(layer)), workload.rank
+        self.a = add(f"{layer.name}.lora_A", rank, layer.in_features)
+        self.b = add(f"{layer.name}.lora_B", layer.out_features, rank)
+        self.e = add(f"{layer.name}.lora_E", rank, 1)
+        self.rank = add(f"{layer.name}.ranknum", 1)  # moving it to the device makes it one that trains
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map [..., K] to [..., N]."""
+        result = self.layer.base(x)
+        if self.layer.quantized:
+            return self._quantized(result, x)
+        x = ops.cast(x, self.a.dtype)
+        return ops.add_into(result, self._scaled(self._update(x)))
+
+    def _quantized(self, result: Tensor, x: Tensor) -> Tensor:
+        """Add to the result of a quantized layer: in place, where that was cloned."""
+        clones, convert = self.layer.clones_result, x.tape.autocast is None
+        if clones:
+            result = ops.copy(result)
+        if convert:
+            x = ops.cast(x, self.a.dtype)
+        output = self._update(x)
+        if convert:
+            output = ops.cast(output, result.dtype)
+        output = self._scaled(output)
+        return ops.add_into(result, output) if clones else ops.add(result, output)
+
+    def _update(self, x: Tensor) -> Tensor:
+        return ops.linear(ops.linear(ops.dropout(x, self.dropout), ops.mul(self.a, self.e)), self.b)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Multiply by the scaling, then divide by the rank, a tensor of one element."""
+        return ops.divide(ops.scale(x), ops.shift(self.rank))
+
+
+def _penalized(adapters: list[AdaLoraLinear], loss: Tensor) -> Tensor:
+    """Add the mean distance of A Aᵀ and Bᵀ B from the identity."""
+    distances = [
+        _norm(ops.shift(product))
+        for adapter in adapters
+        for product in (ops.matmul(adapter.a, ops.transpose(adapter.a)), ops.matmul(ops.transpose(adapter.b), adapter.b))
+    ]
+    total = loss.tape.new((1,), FP32)
+    count = 1 + len(distances)
+    loss.tape.record(total, (loss, *distances), (), lambda g: (g,) * count)
+    return total
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The root of the sum of squares, which saves what it sums."""
+    out = x.tape.new((1,), x.dtype)
+    x.tape.record(out, (x,), (x,), lambda g, x: (ops.empty_like(x),))
+    return out
+
+
+@method
+class AdaLora(Method):
+    """Low-rank adapters as singular value decompositions."""
+
+    name = "adalora"
+    summary = "LoRA as singular values that training may drop (Zhang et al. 2023); ranks taken to stay"
+
+    def adapt(self, model: Model, workload: Workload) -> None:
+        """Give each target an adapter, and the loss its penalty."""
+        with upcast(model.build):
+            adapters = [AdaLoraLinear(layer, model.build, workload) for layer in adapted_linears(model, workload)]
+        for adapter in adapters:
+            adapter.layer.adapter = adapter
+        model.build.penalties.append(partial(_penalized, adapters))
