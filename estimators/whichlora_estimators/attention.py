@@ -312,7 +312,7 @@ def _any_node(*tensors: Tensor) -> bool:
 
 
 def _mask_bias(mask: Tensor, batch: int, dtype: Dtype) -> Tensor:
-    rows, heads, queries, keys = mask.shape
+    rows, keys = mask.shape[0], mask.shape[-1]
     bias = ops.cast(mask, dtype)
     aligned = _round_up(keys, 8)
     if aligned != keys:

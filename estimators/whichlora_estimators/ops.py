@@ -143,16 +143,15 @@ def mul(a: Tensor, b: Tensor) -> Tensor:
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
     """Divide elementwise by a tensor of one element; its gradient goes through four tensors of the size of `a`."""
-    out = _like(a)
+    out = _elementwise(a, b)
     need_a, need_b = a.node is not None, b.node is not None
 
     def backward(g: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_b = None
         if need_b and a is not None:
-            negated, quotient = _like(g), _like(a)
-            quotient = _like(quotient)
-            grad_b = _elementwise(negated, quotient)
-            del negated, quotient
+            factors = [_like(g) for _ in range(3)]  # a / b, that by b again, and minus the gradient
+            grad_b = _like(g)
+            del factors
         return (_like(g) if need_a else None), grad_b
 
     a.tape.record(out, (a, b), (a if need_b else None, b if need_a else None), backward)
@@ -472,6 +471,13 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 def _batched(x: Tensor) -> Tensor:
     """Make batch and heads one dimension, as a batched product needs: a copy where memory order forbids a view."""
     return copy(x) if x.strided and x.shape[0] > 1 else x
+
+
+def turned(weight: Tensor) -> Tensor:
+    """View a weight as its transpose is viewed, which autocast does not know for one: the shape stays, for `linear`."""
+    seen = Tensor(weight.tape, weight.storage, weight.shape, weight.dtype)
+    weight.tape.record(seen, (weight,), (), lambda g: (View(g, g.shape),))
+    return seen
 
 
 def transpose(x: Tensor) -> Tensor:

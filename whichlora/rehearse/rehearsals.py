@@ -77,7 +77,9 @@ def _checked(jobs: int | None, timeout_s: float) -> int:
         raise BadValue("jobs must be positive", value=jobs, todo="Give 1 or more.")
     if not timeout_s > 0:
         raise BadValue("timeout must be a positive time", value=timeout_s, todo="Give seconds.")
-    return jobs or len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):  # Linux: the processors that this process may use
+        return jobs or len(os.sched_getaffinity(0))
+    return jobs or os.cpu_count() or 1
 
 
 def _wants_bitsandbytes(workload: Workload) -> bool:

@@ -32,31 +32,34 @@ class AdaLoraLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [..., K] to [..., N]."""
-        result = self.layer.base(x)
         if self.layer.quantized:
-            return self._quantized(result, x)
+            return self._quantized(x)
+        result = self.layer.base(x)
+        rank = ops.shift(self.rank)
         x = ops.cast(x, self.a.dtype)
-        return ops.add_into(result, self._scaled(self._update(x)))
+        return ops.add_into(result, ops.divide(ops.scale(self._update(x)), rank))
 
-    def _quantized(self, result: Tensor, x: Tensor) -> Tensor:
+    def _quantized(self, x: Tensor) -> Tensor:
         """Add to the result of a quantized layer: in place, where that was cloned."""
+        result = self.layer.base(x)
         clones, convert = self.layer.clones_result, x.tape.autocast is None
         if clones:
             result = ops.copy(result)
+        rank = ops.shift(self.rank)
         if convert:
             x = ops.cast(x, self.a.dtype)
         output = self._update(x)
         if convert:
             output = ops.cast(output, result.dtype)
-        output = self._scaled(output)
+        output = ops.divide(ops.scale(output), rank)
         return ops.add_into(result, output) if clones else ops.add(result, output)
 
     def _update(self, x: Tensor) -> Tensor:
-        return ops.linear(ops.linear(ops.dropout(x, self.dropout), ops.mul(self.a, self.e)), self.b)
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        """Multiply by the scaling, then divide by the rank, a tensor of one element."""
-        return ops.divide(ops.scale(x), ops.shift(self.rank))
+        x = ops.dropout(x, self.dropout)
+        weight = ops.mul(self.a, self.e)
+        low = ops.linear(x, weight)
+        del x, weight
+        return ops.linear(low, ops.turned(self.b))
 
 
 def _penalized(adapters: list[AdaLoraLinear], loss: Tensor) -> Tensor:
