@@ -32,7 +32,7 @@ def search_packed(like: Tensor, batch: int, tokens: int) -> None:
 
 def causal_mask(like: Tensor, *, batch: int, queries: int, keys: int, padded: bool, kind: str) -> Tensor | None:
     """Make the mask that Transformers hands to every layer: none for unpadded sdpa, bool for sdpa, float for eager."""
-    if kind == "sdpa" and not padded:
+    if kind == "sdpa" and not padded and queries in (1, keys):
         return None
     joined = [(True, 1), (False, batch)] if padded else []
     return _mask_of(_joined_flags(like, batch, queries, keys, joined), like, kind)
@@ -94,7 +94,14 @@ def attend(
 
 
 def eager(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0, softcap: bool = False, upcast: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    softcap: bool = False,
+    upcast: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Attention as separate operators: scores, scale, (softcap,) mask, softmax in fp32, cast, product with the values."""
     groups = q.shape[1] // k.shape[1]

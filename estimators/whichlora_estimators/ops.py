@@ -274,10 +274,7 @@ def concat(parts: list[Tensor], dim: int) -> Tensor:
     needed = [part.node is not None for part in parts]
 
     def backward(g: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple(
-            View(g, shape) if need else None
-            for shape, need in zip(shapes, needed, strict=True)
-        )
+        return tuple(View(g, shape) if need else None for shape, need in zip(shapes, needed, strict=True))
 
     first.tape.record(out, tuple(parts), (), backward)
     return out
@@ -495,7 +492,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Autocast leaves the log-softmax in the dtype of the logits and casts what the loss reads to fp32.
     """
     tape, shape = logits.tape, logits.shape
-    log_probs = _pointwise(logits, shape, logits.dtype, 3 * logits.bytes)  # a long row is read once each for max, sum, result
+    log_probs = _pointwise(
+        logits, shape, logits.dtype, 3 * logits.bytes
+    )  # a long row is read once each for max, sum, result
     tape.record(
         log_probs,
         (logits,),
@@ -529,5 +528,3 @@ def _autocast(x: Tensor) -> Tensor:
     if kept is None:
         kept = tape.autocast_weights[id(x)] = cast(x, target)
     return kept
-
-

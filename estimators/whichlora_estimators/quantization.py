@@ -29,7 +29,9 @@ def reads_packed(rows: int, n: int, k: int) -> bool:
     if n * k < 4 * 2**20:
         return rows <= _small_weight_rows(n, k, waves)
     if rows < 8:
-        return rows == 5 or waves < 48 / _MULTIPROCESSORS or not ((k > n and waves < 3 / 4) or (k == n and waves < 3 / 5))
+        return (
+            rows == 5 or waves < 48 / _MULTIPROCESSORS or not ((k > n and waves < 3 / 4) or (k == n and waves < 3 / 5))
+        )
     return rows <= _large_weight_rows(n, k, waves)
 
 

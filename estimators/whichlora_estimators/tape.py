@@ -457,9 +457,7 @@ def _kernel(source: Tensor, shape: Shape, dtype: Dtype) -> Tensor:
     return result
 
 
-def _deliver(
-    edge: Edge, grad: Tensor, waiting: dict[Node, list[Tensor | None]], queue: list[tuple[int, Node]]
-) -> None:
+def _deliver(edge: Edge, grad: Tensor, waiting: dict[Node, list[Tensor | None]], queue: list[tuple[int, Node]]) -> None:
     node, nr, _, _ = edge
     if isinstance(node, Leaf):
         held = node.grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -200,7 +201,9 @@ def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, re
     tape.grad_enabled, tape.autocast = True, AUTOCAST.get(workload.precision)
     with tape.tagged("activations"):
         tape.mark("forward")
-        loss, output = model.step_loss(inputs, context)
+        with nullcontext(inputs) if model.prompt is None else model.prompt(inputs, context) as given:
+            loss, output = model.step_loss(given, context)
+        del given
         for penalized in model.build.penalties:
             loss = penalized(loss)
     tape.autocast = None

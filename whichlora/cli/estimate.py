@@ -94,11 +94,12 @@ def estimate(
 def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
     for name in models:
         shape = load_model(name, offline=options["offline"])
-        for setup in _setups(options):
+        for setup in setups(options):
             yield make_workload(shape, **setup)
 
 
-def _setups(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def setups(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the fields of each workload that the options ask for."""
     shared = {key: options[key] for key in ("precision", "attention")}
     quantizations = options["quantizations"] or (None,)
     if options["generate"]:
@@ -140,7 +141,7 @@ def _cells(prediction: Prediction, options: dict[str, Any]) -> list[str]:
     found = prediction.estimate
     workload = found.workload
     memory = (found.allocated_peak_bytes, found.reserved_peak_bytes, found.process_bytes)
-    cells = [workload.model, found.gpu.slug, _setup(workload), str(workload.batch_size), *map(format_bytes, memory)]
+    cells = [workload.model, found.gpu.slug, setup_text(workload), str(workload.batch_size), *map(format_bytes, memory)]
     cells.append(prediction.verdict.value)
     if workload.phase == "generate":
         cells += [_time(found.times.prefill_s), _time(found.times.decode_s_per_token)]
@@ -151,7 +152,8 @@ def _cells(prediction: Prediction, options: dict[str, Any]) -> list[str]:
     return [*cells, prediction.evidence]
 
 
-def _setup(workload: Workload) -> str:
+def setup_text(workload: Workload) -> str:
+    """Say in a few words what is run: method, rank, length."""
     if workload.phase == "generate":
         stored = "" if workload.quantization == "none" else f" {workload.quantization}"
         return f"generate{stored} {workload.prefill_len}+{workload.decode_len}"
@@ -191,7 +193,9 @@ def explanation(prediction: Prediction) -> str:
     rows = sorted(found.breakdown.items(), key=lambda item: -item[1])
     total = found.process_bytes
     lines = [(name, format_bytes(size), f"{100 * size / total:.1f}%") for name, size in rows]
-    head = f"{found.workload.model} on {found.gpu.name}, {_setup(found.workload)}, batch {found.workload.batch_size}"
+    head = (
+        f"{found.workload.model} on {found.gpu.name}, {setup_text(found.workload)}, batch {found.workload.batch_size}"
+    )
     low, high = format_bytes(prediction.process.low_bytes), format_bytes(prediction.process.high_bytes)
     return "\n".join(
         [
@@ -209,7 +213,7 @@ def _echo_workloads(path: Path, gpus: tuple[str, ...], as_json: bool) -> None:
     gpu = find_gpu(gpus[0] if gpus else WORKLOADS_GPU)
     if not gpus:
         click.echo(f"times and context are those of {gpu.name}; --gpu names another card", err=True)
-    for found in answer_lines(_read_lines(path), gpu):
+    for found in answer_lines(read_lines(path), gpu):
         if as_json:
             click.echo(json.dumps(found))
         elif "error" in found:
@@ -221,7 +225,8 @@ def _echo_workloads(path: Path, gpus: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"{found['id']}: {found['model']}: {allocated} allocated, {reserved} reserved")
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a workload file, one JSON object a line. Raises BadValue that names the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -26,7 +26,7 @@ from ..rehearse.icicle import write_icicle
 from ..rehearse.rehearsals import TIMEOUT_S
 from ..rehearse.script import ScriptRun, rehearse_script
 from ..rehearse.script import answer as script_answer
-from .estimate import _read_lines, _setup, _setups, estimate
+from .estimate import estimate, read_lines, setup_text, setups
 from .tables import table
 
 _SCRIPT = "whichlora.script"
@@ -142,7 +142,7 @@ def _script_text(run: ScriptRun) -> str:
 def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
     for name in models:
         shape = load_model(name, offline=options["offline"])
-        for setup in _setups(options):
+        for setup in setups(options):
             if setup.get("method") in JOINED_METHODS:
                 setup["method"], setup["quantization"] = JOINED_METHODS[setup["method"]]
             if setup.get("checkpointing", False) is None:
@@ -166,7 +166,7 @@ def _rehearsals(asked: list[Workload], gpu: str, options: dict[str, Any]) -> Ite
 
 
 def _name(workload: Workload) -> str:
-    return workload.id or f"{workload.model} {_setup(workload)} b{workload.batch_size}"
+    return workload.id or f"{workload.model} {setup_text(workload)} b{workload.batch_size}"
 
 
 def _result(rehearsal: Rehearsal) -> str:
@@ -186,7 +186,7 @@ def _cells(rehearsal: Rehearsal) -> list[str]:
     workload = rehearsal.workload
     memory = (rehearsal.allocated_peak_bytes, rehearsal.reserved_peak_bytes, rehearsal.process_bytes)
     trained = "-" if rehearsal.trainable_params is None else f"{rehearsal.trainable_params:,}"
-    cells = [workload.model, rehearsal.gpu.slug, _setup(workload), str(workload.batch_size), trained]
+    cells = [workload.model, rehearsal.gpu.slug, setup_text(workload), str(workload.batch_size), trained]
     cells += ["-" if value is None else format_bytes(value) for value in memory]
     outcome = {"ok": "fits", "oom": f"out of memory in {rehearsal.phase}"}
     return [*cells, rehearsal.peak_phase or "-", outcome.get(rehearsal.outcome, "failed")]
@@ -235,7 +235,7 @@ def _parsed(path: Path) -> list[Workload | dict[str, Any]]:
             return {"id": fields.get("id", ""), "error": str(error)}
         return workload
 
-    return [parse(fields) for fields in _read_lines(path)]
+    return [parse(fields) for fields in read_lines(path)]
 
 
 def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...], options: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -97,6 +98,8 @@ class Context:
     input_grads: bool = False
     training: bool = True
     cache: Cache | None = None
+    #: What stands in the place of the tokens' embeddings.
+    embeddings: Tensor | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,7 +142,9 @@ class Config:
         """Return a positive whole number."""
         value = self._values.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BadValue(f"config key {key!r} must be a positive whole number", value=value, todo="Correct config.json.")
+            raise BadValue(
+                f"config key {key!r} must be a positive whole number", value=value, todo="Correct config.json."
+            )
         return value
 
     def rate(self, key: str) -> float:
@@ -164,6 +169,8 @@ class Model(ABC):
     layers_key: ClassVar[str] = "num_hidden_layers"
     #: Other spellings of config keys that the Transformers class accepts, and what they stand for.
     aliases: ClassVar[Mapping[str, str]] = {}
+    #: What a method puts around a training pass: it takes inputs and context, and yields the model's inputs.
+    prompt: Callable[[Sequence[Tensor], Context], AbstractContextManager[Sequence[Tensor]]] | None = None
 
     def __init__(self, config: Mapping[str, Any], build: Build) -> None:
         self.build = build
@@ -238,6 +245,8 @@ class Decoder(Model):
 
     def looked_up(self, ids: Tensor, context: Context) -> Tensor:
         """Look the tokens up as `embedded`, asking for a gradient where checkpointing of frozen weights needs one."""
+        if context.embeddings is not None:
+            return context.embeddings
         return with_input_grad(self.embedded(ids, context), context)
 
     def enter(self, ids: Tensor, context: Context, kept: list[Tensor]) -> tuple[Tensor, Positions]:

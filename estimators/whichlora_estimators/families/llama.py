@@ -26,7 +26,10 @@ class Attention:
         self.o = build.linear("o_proj", self.heads * self.head_dim, width, bias=out_bias)
         self.head_norms = None
         if c.flag("head_norms"):
-            self.head_norms = build.parameter("q_norm.weight", self.head_dim), build.parameter("k_norm.weight", self.head_dim)
+            self.head_norms = (
+                build.parameter("q_norm.weight", self.head_dim),
+                build.parameter("k_norm.weight", self.head_dim),
+            )
         self.softcap = bool(c.get("attn_logit_softcapping"))
         self.dropout = c.rate("attention_dropout")
         self.output_dropout = 0.0

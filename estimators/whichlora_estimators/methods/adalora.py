@@ -67,7 +67,10 @@ def _penalized(adapters: list[AdaLoraLinear], loss: Tensor) -> Tensor:
     distances = [
         _norm(ops.shift(product))
         for adapter in adapters
-        for product in (ops.matmul(adapter.a, ops.transpose(adapter.a)), ops.matmul(ops.transpose(adapter.b), adapter.b))
+        for product in (
+            ops.matmul(adapter.a, ops.transpose(adapter.a)),
+            ops.matmul(ops.transpose(adapter.b), adapter.b),
+        )
     ]
     total = loss.tape.new((1,), FP32)
     count = 1 + len(distances)
@@ -76,7 +79,7 @@ def _penalized(adapters: list[AdaLoraLinear], loss: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """The root of the sum of squares, which saves what it sums."""
+    """Return the root of the sum of squares, which saves what it sums."""
     out = x.tape.new((1,), x.dtype)
     x.tape.record(out, (x,), (x,), lambda g, x: (ops.empty_like(x),))
     return out

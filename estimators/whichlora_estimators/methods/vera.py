@@ -52,9 +52,10 @@ class VeraLinear:
         columns = Tensor(a.tape, a.storage, (a.shape[0], self.layer.in_features), a.dtype)
         rows = Tensor(b.tape, b.storage, (self.layer.out_features, b.shape[1]), b.dtype)
         x = ops.cast(x, self.d.dtype)
-        low = ops.mul(self.d, ops.linear(ops.dropout(x, self.dropout), columns))
-        result = ops.add(result, ops.mul(self.b, ops.linear(low, rows)))
-        del low
+        result = ops.add(
+            result,
+            ops.mul(self.b, ops.linear(ops.mul(self.d, ops.linear(ops.dropout(x, self.dropout), columns)), rows)),
+        )
         result = ops.cast(result, dtype)
         return ops.cast(result, given)
 
