@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
-from whichlora_estimators import layers, ops
+from whichlora_estimators import layers, ops, products
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.gpus import Gpu, find_gpu
 from whichlora_estimators.models import load_model
@@ -161,7 +161,7 @@ def _mlp_chain(settings: Mapping[str, Any]) -> Chain:
     weights = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
 
     def run(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        return ops.linear(ops.mul(ops.activation(ops.linear(x, gate)), ops.linear(x, up)), down)
+        return products.linear(ops.mul(ops.activation(products.linear(x, gate)), products.linear(x, up)), down)
 
     batch = settings.get("B") or settings["bsz"]
     return _chain(_dtype(settings), (batch, settings["T"], width), weights, run)

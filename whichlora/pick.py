@@ -84,7 +84,7 @@ def pick(config: PickConfig, *, offline: bool = False, report: Report = lambda _
     stage1: list[Row] = []
     kept: list[ModelShape] = []
     for shape in shapes:
-        report(f"stage 1: {shape.name}")
+        report(f"stage 1: {shape.name}" + (f" ({shape.caveat})" if shape.caveat else ""))
         rows = list(_stage1_rows(config, shape))
         if _serves(config, rows):
             kept.append(shape)

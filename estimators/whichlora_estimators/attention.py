@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from math import ceil
 
-from . import ops
+from . import ops, products
 from .tape import BF16, BOOL, FP16, FP32, INT64, Dtype, Kernel, Tensor
 
 
@@ -42,7 +42,7 @@ def windowed_mask(
     like: Tensor, *, batch: int, queries: int, keys: int, window: int, padded: bool, kind: str
 ) -> Tensor | None:
     """Make the mask of layers that see `window` tokens: as `causal_mask`, but never none once the keys fill the window."""
-    if kind == "sdpa" and not padded and keys < window:
+    if kind == "sdpa" and not padded and queries in (1, keys) and keys < window:
         return None
     joined = [(True, 1), (True, 1)] + ([(False, 1), (False, batch)] if padded else [])
     return _mask_of(_joined_flags(like, batch, queries, keys, joined), like, kind)
@@ -115,7 +115,7 @@ def eager(
         scores = ops.add(scores, mask)
     scores = ops.cast(ops.softmax(scores, FP32 if upcast else None), q.dtype)
     scores = ops.dropout(scores, dropout)
-    return heads_last(ops.matmul(scores, v)), scores
+    return heads_last(products.matmul(scores, v)), scores
 
 
 def products(q: Tensor, k: Tensor) -> Tensor:
@@ -125,11 +125,11 @@ def products(q: Tensor, k: Tensor) -> Tensor:
 
 def weighted(scores: Tensor, v: Tensor) -> Tensor:
     """Multiply probabilities [B, H, T, S] with values."""
-    return ops.matmul(scores, v)
+    return products.matmul(scores, v)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    return ops.matmul(q, ops.transpose(k))
+    return products.matmul(q, products.transpose(k))
 
 
 def heads_last(out: Tensor) -> Tensor:
@@ -346,9 +346,9 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
     added = q.tape.new(shape, FP32)  # into the scores, in place
     k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
     k = ops.scale(k)
-    weights = _safe_softmax(ops.matmul(q, ops.transpose(k)))
+    weights = _safe_softmax(products.matmul(q, products.transpose(k)))
     returned = ops.cast(weights.detach(), dtype)
-    out = ops.cast(ops.matmul(weights, v), dtype)
+    out = ops.cast(products.matmul(weights, v), dtype)
     del added, returned
     return out
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 
-from . import ops
+from . import ops, products
 from .errors import Unsupported
 from .tape import FP32, INT64, Dtype, Leaf, Shape, Tape, Tensor
 
@@ -52,8 +52,8 @@ class Linear:
         """Apply the layer as the model defines it."""
         assert self.weight is not None
         if self.adds_bias and self.bias is not None:
-            return ops.add(ops.linear(x, self.weight), self.bias)
-        return ops.linear(x, self.weight, self.bias)
+            return ops.add(products.linear(x, self.weight), self.bias)
+        return products.linear(x, self.weight, self.bias)
 
     def copy_packed(self) -> list[Tensor]:
         """Copy the stored weight where it is packed in blocks, as PEFT does before it looks into one."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import ops
+from . import ops, products
 from .errors import UnknownName
 from .layers import Build, Linear, MakeLinear, plain_linear
 from .reductions import column_sum_bytes
@@ -96,7 +96,7 @@ class Linear4bit(Linear):
         weight = tape.new((self.out_features, self.in_features), self.dtype) if fallback else None
         out = tape.new((*x.shape[:-1], self.out_features), x.dtype)
         tape.launch(self.packed.bytes + (weight.bytes if weight is not None else 0))
-        ops.matmul_kernel(out, 1, rows, self.out_features, self.in_features, cublas=fallback)
+        products.matmul_kernel(out, 1, rows, self.out_features, self.in_features, cublas=fallback)
         del scales, weight
         return out
 
@@ -113,7 +113,7 @@ class Linear4bit(Linear):
         def backward(g: Tensor) -> tuple[Tensor | None, ...]:
             weight = self.dequantized()
             grad = g.tape.new(shape, dtype)
-            ops.matmul_kernel(grad, 1, rows, k, n)
+            products.matmul_kernel(grad, 1, rows, k, n)
             del weight
             return (grad,)
 
@@ -170,7 +170,7 @@ class Linear8bit(Linear):
         del outliers
         del half
         product = tape.new((rows, self.out_features), INT32)
-        ops.matmul_kernel(quantized, 1, rows, self.out_features, self.in_features, cublas=False)
+        products.matmul_kernel(quantized, 1, rows, self.out_features, self.in_features, cublas=False)
         half_out = tape.new((rows, self.out_features), FP16)
         tape.launch(product.bytes + half_out.bytes)
         out = ops.cast(half_out, x.dtype).view(*x.shape[:-1], self.out_features)
@@ -181,7 +181,7 @@ class Linear8bit(Linear):
             weight = tape.new((n, k), dtype)
             tape.launch(self.packed.bytes + 2 * weight.bytes)
             grad = tape.new(shape, dtype)
-            ops.matmul_kernel(grad, 1, rows, k, n)
+            products.matmul_kernel(grad, 1, rows, k, n)
             del weight
             return (View(grad, shape),)
 

@@ -211,7 +211,7 @@ def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, re
     forward = recorder.cut("forward")
     tape.backward(loss)
     tape.grad_enabled = False
-    del loss, output
+    del loss, output, context
     return [forward, recorder.cut("backward")]
 
 

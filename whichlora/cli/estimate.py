@@ -94,6 +94,8 @@ def estimate(
 def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
     for name in models:
         shape = load_model(name, offline=options["offline"])
+        if shape.caveat:
+            click.echo(f"{shape.name}: {shape.caveat}", err=True)
         for setup in setups(options):
             yield make_workload(shape, **setup)
 

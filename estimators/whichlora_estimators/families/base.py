@@ -34,8 +34,10 @@ def family(*model_types: str) -> Callable[[M], M]:
 class Cache:
     """Keys and values of past tokens, one pair of [B, K, S, E] a layer (transformers' DynamicCache)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, plain: bool = False) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        #: Whether every layer keeps all tokens, whatever the model's config says.
+        self.plain = plain
         #: Tokens that the first layer has seen.
         self.length = 0
         #: Layers that keep only the last tokens, and the window from which they see one token fewer.

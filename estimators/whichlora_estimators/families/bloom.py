@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .. import attention, ops
+from .. import attention, ops, products
 from ..errors import Unsupported
 from ..layers import Build, LayerNorm
 from ..tape import FP32, INT64, Tensor
@@ -50,7 +50,7 @@ class Attention:
         logits = ops.add(scores, shared.mask)
         weights = ops.cast(ops.softmax(logits, FP32), q.dtype)
         weights = ops.dropout(weights, self.dropout)
-        merged = attention.heads_last(ops.matmul(weights, v))
+        merged = attention.heads_last(products.matmul(weights, v))
         out = self.out(merged)
         out = _joined(out, residual, self.residual_dropout)
         del fused, scores, logits, merged  # held to the end, as in the real one
@@ -68,7 +68,7 @@ def _biased_products(q: Tensor, k: Tensor, alibi: Tensor) -> Tensor:
         alibi, q, k = (ops.cast(t, tape.autocast) for t in (alibi, q, k))
     (batch, heads, queries, width), keys = q.shape, k.shape[2]
     out = tape.new((batch, heads, queries, keys), q.dtype)
-    ops.matmul_kernel(out, batch * heads, queries, keys, width)
+    products.matmul_kernel(out, batch * heads, queries, keys, width)
 
     def backward(g: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor | None, ...]:
         return _scaled_product(g, q, keys), _scaled_product(g, k, queries)
@@ -80,7 +80,7 @@ def _biased_products(q: Tensor, k: Tensor, alibi: Tensor) -> Tensor:
 def _scaled_product(g: Tensor, like: Tensor, inner: int) -> Tensor:
     batch, heads, rows, width = like.shape
     product = g.tape.new(like.shape, g.dtype)
-    ops.matmul_kernel(product, batch * heads, rows, width, inner)
+    products.matmul_kernel(product, batch * heads, rows, width, inner)
     return ops.scale(product)
 
 

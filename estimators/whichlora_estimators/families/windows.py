@@ -57,7 +57,7 @@ class WindowedDecoder(RotaryDecoder):
 
     def positions(self, x: Tensor, ids: Tensor, context: Context) -> Positions:
         """Make the masks, then cos and sin."""
-        if context.cache is not None:
+        if context.cache is not None and not context.cache.plain:
             context.cache.windows = self.windows
         ids_of_positions = x.tape.new((1, ids.shape[1]), INT64)
         full = self.always_masks_full or len(self.windows) < len(self.blocks)
@@ -80,7 +80,7 @@ class WindowedDecoder(RotaryDecoder):
         window = min(self.windows.values())
         batch, tokens = ids.shape
         past = context.cache.length if context.cache is not None else 0
-        keys = min(past, window - 1) + tokens
+        keys = (past if context.cache is not None and context.cache.plain else min(past, window - 1)) + tokens
         if context.cache is None and not context.padded:
             attention.search_packed(x, batch, tokens)
         return attention.windowed_mask(

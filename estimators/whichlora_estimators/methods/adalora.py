@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from .. import ops
+from .. import ops, products
 from ..families.base import Model
 from ..layers import Build, Linear
 from ..tape import FP32, Tensor
@@ -57,9 +57,9 @@ class AdaLoraLinear:
     def _update(self, x: Tensor) -> Tensor:
         x = ops.dropout(x, self.dropout)
         weight = ops.mul(self.a, self.e)
-        low = ops.linear(x, weight)
+        low = products.linear(x, weight)
         del x, weight
-        return ops.linear(low, ops.turned(self.b))
+        return products.linear(low, products.turned(self.b))
 
 
 def _penalized(adapters: list[AdaLoraLinear], loss: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ def _penalized(adapters: list[AdaLoraLinear], loss: Tensor) -> Tensor:
         _norm(ops.shift(product))
         for adapter in adapters
         for product in (
-            ops.matmul(adapter.a, ops.transpose(adapter.a)),
-            ops.matmul(ops.transpose(adapter.b), adapter.b),
+            products.matmul(adapter.a, products.transpose(adapter.a)),
+            products.matmul(products.transpose(adapter.b), adapter.b),
         )
     ]
     total = loss.tape.new((1,), FP32)

@@ -8,7 +8,7 @@ their dtype and keeps that copy for the gradient of A.
 
 from __future__ import annotations
 
-from .. import ops
+from .. import ops, products
 from ..families.base import Model
 from ..layers import Build, Linear
 from ..tape import FP16, FP32, Dtype, Tensor
@@ -54,7 +54,7 @@ class LoraLinear:
 
     def update(self, x: Tensor) -> Tensor:
         """B(A(dropout(x)))."""
-        return ops.linear(ops.linear(ops.dropout(x, self.dropout), self.a), self.b)
+        return products.linear(products.linear(ops.dropout(x, self.dropout), self.a), self.b)
 
 
 class DoraLinear(LoraLinear):
@@ -73,7 +73,7 @@ class DoraLinear(LoraLinear):
         copied = self.layer.copy_packed()
         weight = self.layer.dequantized()
         product = new((self.layer.out_features, self.layer.in_features), a.dtype)
-        ops.matmul_kernel(product, 1, self.layer.out_features, self.layer.in_features, a.shape[0])
+        products.matmul_kernel(product, 1, self.layer.out_features, self.layer.in_features, a.shape[0])
         product = ops.cast(product, self.a.dtype)
         norm = self._weight_norm(weight, product)
         del copied
@@ -100,9 +100,9 @@ class DoraLinear(LoraLinear):
         weight = ops.cast(weight, x.dtype)
         norm = self._weight_norm(weight, lora_weight.detach())
         magnitude = ops.mul(self.magnitude, norm)
-        lora_result = ops.linear(ops.linear(x, self.a), self.b)
+        lora_result = products.linear(products.linear(x, self.a), self.b)
         if base_result is None:
-            base_result = ops.linear(x, weight)
+            base_result = products.linear(x, weight)
         elif self.layer.bias is not None:
             base_result = ops.add(base_result, self.layer.bias)
         return ops.add(
@@ -114,8 +114,8 @@ class DoraLinear(LoraLinear):
         """B(A(identity)), transposed."""
         width = self.layer.in_features
         identity = self.a.tape.new((width, width), self.a.dtype)
-        product = ops.linear(ops.linear(identity, self.a), self.b)
-        return ops.transpose(product)
+        product = products.linear(products.linear(identity, self.a), self.b)
+        return products.transpose(product)
 
     def _weight_norm(self, weight: Tensor, lora_weight: Tensor) -> Tensor:
         weight = ops.add(weight, ops.scale(lora_weight))

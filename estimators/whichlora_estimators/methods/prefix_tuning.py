@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from .. import ops
 from ..errors import Unsupported
 from ..families.base import Cache, Config, Context, Decoder, Model
-from ..tape import FP32, Tensor, View
+from ..tape import FP32, Tensor
 from ..workload import Workload
 from .base import Method, method, trained
 from .prompts import VIRTUAL_TOKENS, decoder_of, longer_masks, token_numbers
+
+#: Models whose output names no cache where the config says `use_cache: false`; that of others holds on to the given one.
+WITHOUT_CACHE = ("gemma", "gpt2", "mistral", "phi3", "qwen2", "qwen3", "starcoder2")
 
 
 class Prefix:
@@ -25,6 +28,8 @@ class Prefix:
     def __init__(self, model: Decoder) -> None:
         self.model, self.layers = model, len(model.blocks)
         self.heads, self.head_dim = key_value_shape(model.config)
+        #: Gemma's cache is made for its config; others from slices of the prefix, without windows.
+        self.of_config = str(model.config.get("model_type")).startswith(("gemma2", "gemma3_text"))
         width = self.layers * 2 * self.heads * self.head_dim
         self.table = trained(model.build, "prompt_encoder.embedding", VIRTUAL_TOKENS, width, dtype=FP32)
 
@@ -34,53 +39,51 @@ class Prefix:
         ids, labels, *masks = inputs
         masks = longer_masks(masks)
         context.cache = self._cache(ids.shape[0])
-        try:
-            yield [ids, labels, *masks]
-        finally:
+        yield [ids, labels, *masks]
+        if self.model.config.get("model_type") in WITHOUT_CACHE:
             context.cache = None
 
     def _cache(self, batch: int) -> Cache:
         states = ops.embedding(token_numbers(self.model, batch), self.table)
         states = ops.cast(states, self.model.embed.dtype)
-        cache = Cache()
-        for index, pair in enumerate(self._layers(states)):
-            keys, values = _unbound(pair)
+        cache = Cache(plain=not self.of_config)
+        if self.of_config:
+            cache.windows = getattr(self.model, "windows", {})
+        one = (batch, self.heads, VIRTUAL_TOKENS, self.head_dim)
+        permuted = _viewed(states, (self.layers * 2, *one))  # from [B, P, L * 2 * K * E]
+        for index, pair in enumerate(_parts(permuted, [(2, *one)] * self.layers)):
+            keys, values = _parts(pair if self.of_config else _viewed(pair, pair.shape), [one, one])
             cache.update(index, keys, values)
         return cache
 
-    def _layers(self, states: Tensor) -> list[Tensor]:
-        """View [B, P, L * 2 * K * E] as L tensors [2, B, K, P, E]; backward joins their gradients, then reorders them."""
-        shape = (2, states.shape[0], self.heads, VIRTUAL_TOKENS, self.head_dim)
-        views = [Tensor(states.tape, states.storage, shape, states.dtype) for _ in range(self.layers)]
-        whole = states.shape
 
-        def backward(grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-            tape, dtype = states_tape, next(g.dtype for g in grads if g is not None)
-            joined = tape.new(whole, dtype)
-            tape.launch(2 * joined.bytes)
-            return (ops.copy(joined),)
-
-        states_tape = states.tape
-        node = states.tape.record(views[0], (states,), (), backward, outputs=self.layers)
-        for nr, view in enumerate(views):
-            view.node, view.nr = node, nr
-        return views
-
-
-def _unbound(pair: Tensor) -> tuple[Tensor, Tensor]:
-    """View [2, ...] as two tensors; backward stacks their gradients."""
-    first, second = (Tensor(pair.tape, pair.storage, pair.shape[1:], pair.dtype) for _ in range(2))
-    shape = pair.shape
+def _parts(x: Tensor, parts: list[tuple[int, ...]]) -> list[Tensor]:
+    """View a tensor in parts of its first dimension; backward joins their gradients."""
+    tape, shape = x.tape, x.shape
+    views = [Tensor(tape, x.storage, part, x.dtype) for part in parts]
 
     def backward(grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-        given = next(g for g in grads if g is not None)
-        stacked = given.tape.new(shape, given.dtype)
-        given.tape.launch(2 * stacked.bytes)
-        return (View(stacked, shape),)
+        joined = tape.new(shape, next(g.dtype for g in grads if g is not None))
+        tape.launch(2 * joined.bytes)
+        return (joined,)
 
-    node = pair.tape.record(first, (pair,), (), backward, outputs=2)
-    second.node, second.nr = node, 1
-    return first, second
+    node = tape.record(views[0], (x,), (), backward, outputs=len(parts))
+    for nr, view in enumerate(views):
+        view.node, view.nr = node, nr
+    return views
+
+
+def _viewed(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Permute, or slice from end to end as DynamicCache does; either way backward copies the gradient."""
+    view, whole = Tensor(x.tape, x.storage, shape, x.dtype), x.shape
+
+    def backward(g: Tensor) -> tuple[Tensor | None, ...]:
+        copied = g.tape.new(whole, g.dtype)
+        g.tape.launch(g.bytes + copied.bytes)
+        return (copied,)
+
+    x.tape.record(view, (x,), (), backward)
+    return view
 
 
 def key_value_shape(c: Config) -> tuple[int, int]:

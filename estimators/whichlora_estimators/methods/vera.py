@@ -7,7 +7,7 @@ Layers take as many columns of A and rows of B as they are wide, as views, and t
 
 from __future__ import annotations
 
-from .. import ops
+from .. import ops, products
 from ..families.base import Model
 from ..layers import Build, Linear
 from ..tape import Dtype, Tensor
@@ -54,7 +54,7 @@ class VeraLinear:
         x = ops.cast(x, self.d.dtype)
         result = ops.add(
             result,
-            ops.mul(self.b, ops.linear(ops.mul(self.d, ops.linear(ops.dropout(x, self.dropout), columns)), rows)),
+            ops.mul(self.b, products.linear(ops.mul(self.d, products.linear(ops.dropout(x, self.dropout), columns)), rows)),
         )
         result = ops.cast(result, dtype)
         return ops.cast(result, given)
