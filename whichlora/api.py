@@ -44,9 +44,9 @@ def make_workload(
     if method in JOINED_METHODS:
         method, joined = JOINED_METHODS[method]
         setup["quantization"] = joined
-    find_method(method)
     if checkpointing is None:
-        checkpointing = setup.get("phase", "train") == "train" and checkpoints_by_default(shape)
+        allowed = setup.get("phase", "train") == "train" and find_method(method).allows_checkpointing
+        checkpointing = allowed and checkpoints_by_default(shape)
     return Workload(model=shape.name, config=shape.config, method=method, checkpointing=checkpointing, **setup)
 
 

@@ -138,8 +138,9 @@ def _stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
 
 
 def _stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
-    checkpointing = _size(shape) > CHECKPOINTING_ABOVE if config.checkpointing is None else config.checkpointing
+    large = _size(shape) > CHECKPOINTING_ABOVE
     for choice, rank in _methods_and_ranks(config):
+        by_default = large and find_method(choice.method).allows_checkpointing
         workload = Workload(
             model=shape.name,
             config=shape.config,
@@ -151,7 +152,7 @@ def _stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
             precision=config.precision,
             attention=config.attention,
             optimizer=config.optimizer,
-            checkpointing=checkpointing,
+            checkpointing=by_default if config.checkpointing is None else config.checkpointing,
             seq_len=config.seq_len,
         )
         yield from _rows(config, shape, workload, config.stage2.batch_sizes)

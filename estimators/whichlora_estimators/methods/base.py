@@ -24,6 +24,8 @@ class Method(ABC):
     summary: ClassVar[str]
     #: Whether the base weights train.
     trains_base: ClassVar[bool] = False
+    #: Whether activations can be checkpointed under it.
+    allows_checkpointing: ClassVar[bool] = True
     #: Whether the rank of the workload means something.
     has_rank: ClassVar[bool] = True
 
