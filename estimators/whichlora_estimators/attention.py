@@ -106,7 +106,7 @@ def eager(
     """Attention as separate operators: scores, scale, (softcap,) mask, softmax in fp32, cast, product with the values."""
     groups = q.shape[1] // k.shape[1]
     k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
-    scores = ops.scale(_scores(q, k))
+    scores = ops.scale(compared(q, k))
     if softcap:
         scores = ops.scale(scores)
         scores = ops.activation_of_result(scores)
@@ -118,18 +118,14 @@ def eager(
     return heads_last(products.matmul(scores, v)), scores
 
 
-def products(q: Tensor, k: Tensor) -> Tensor:
+def compared(q: Tensor, k: Tensor) -> Tensor:
     """Multiply queries with keys: [B, H, T, S], for attention that a family writes in its own operators."""
-    return _scores(q, k)
+    return products.matmul(q, products.transpose(k))
 
 
 def weighted(scores: Tensor, v: Tensor) -> Tensor:
     """Multiply probabilities [B, H, T, S] with values."""
     return products.matmul(scores, v)
-
-
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    return products.matmul(q, products.transpose(k))
 
 
 def heads_last(out: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Attention:
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
     """Attend by separate operators: under autocast the probabilities stay fp32."""
-    weights = ops.scale(attention.products(q, k))
+    weights = ops.scale(attention.compared(q, k))
     if mask is not None:
         weights = ops.add(weights, mask)
     weights = ops.softmax(weights)

@@ -59,12 +59,12 @@ class Attention:
         if context.attention == "sdpa":
             out = attention.heads_last(_fused_attention(q, k, v, shared.mask))
         elif shared.alibi is None:
-            scores = ops.scale_in_place(attention.products(*_full(q, k)))
+            scores = ops.scale_in_place(attention.compared(*_full(q, k)))
             weights = ops.softmax(ops.add(scores, shared.mask), dtype)
             del scores
             out = attention.heads_last(attention.weighted(*_full(weights, v)))
         else:
-            products = attention.products(q, k)
+            products = attention.compared(q, k)
             scores = ops.cast(products, FP32) if products.dtype in (BF16, FP16) else products
             logits = ops.scale_in_place(ops.add(scores, shared.alibi))
             weights = ops.softmax(ops.add(logits, shared.mask), dtype)

@@ -124,7 +124,7 @@ def _far_buckets(like: Tensor, queries: int, keys: int) -> Tensor:
 def _eager(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor, rate: float
 ) -> tuple[Tensor, Tensor | None]:
-    weights = ops.scale(attention.products(q, k))
+    weights = ops.scale(attention.compared(q, k))
     weights = ops.add(weights, bias)
     if mask is not None:
         weights = ops.add(weights, mask)

@@ -54,7 +54,9 @@ class VeraLinear:
         x = ops.cast(x, self.d.dtype)
         result = ops.add(
             result,
-            ops.mul(self.b, products.linear(ops.mul(self.d, products.linear(ops.dropout(x, self.dropout), columns)), rows)),
+            ops.mul(
+                self.b, products.linear(ops.mul(self.d, products.linear(ops.dropout(x, self.dropout), columns)), rows)
+            ),
         )
         result = ops.cast(result, dtype)
         return ops.cast(result, given)
