@@ -154,22 +154,24 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float
         if q.shape[2] == 1:
             return _packed(q, k, v, mask, dropout=dropout)
         k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
-    return heads_last(_fused(q, k, v, mask, dropout=dropout))
+    return heads_last(fused(q, k, v, mask, dropout=dropout))
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
     """Attend one query token [B, H, 1, E]: heads that share a key become its queries, and the result is put in order."""
     batch, heads, _, width = q.shape
     kv_heads = k.shape[1]
-    out = _fused(q.view(batch, kv_heads, heads // kv_heads, width), k, v, mask, dropout=dropout)
+    out = fused(q.view(batch, kv_heads, heads // kv_heads, width), k, v, mask, dropout=dropout)
     if out.strided and kv_heads > 1:
         out = ops.copy(out)
     return out.view(batch, 1, heads * width)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0) -> Tensor:
     """Run the kernel that PyTorch picks, on inputs that autocast may cast first; the caller holds what was cast."""
     if q.tape.autocast is not None:
+        if mask is not None and mask.dtype is not BOOL:
+            mask = ops.cast(mask, q.tape.autocast)
         v, k, q = (ops.cast(t, q.tape.autocast) for t in (v, k, q))  # from the last argument to the first
     half, ampere = q.dtype in (BF16, FP16), q.tape.compute_capability >= (8, 0)
     if half and ampere and mask is None and q.shape[-1] <= 256:
@@ -242,7 +244,7 @@ def _pad(x: Tensor, width: int) -> Tensor:
     out = x.tape.new((*x.shape[:-1], width), x.dtype)
     narrow = x.shape
     x.tape.launch(x.bytes + out.bytes)
-    x.tape.record(out, (x,), (), lambda g: (Tensor(g.tape, g.storage, narrow, g.dtype),))
+    x.tape.record(out, (x,), (), lambda g: (ops.fitted(g, narrow),))
     return out
 
 
@@ -270,7 +272,7 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dq.strided = dk.strided = dv.strided = True
         grouped = k.shape[1] != heads
         expanded = [new((batch, heads, keys, width), dtype) for _ in range(2)] if grouped else []
-        dbias = new((batch, heads, queries, _round_up(keys, 16)), dtype) if learned else None
+        dbias = _narrowed(new((batch, heads, queries, _round_up(keys, 16)), dtype), keys) if learned else None
         delta = _output_dot_gradient(g, batch, heads, queries)
         workspace = new((batch * heads * _workspace_elements(dtype, queries, keys, width, batch * heads),), FP32)
         _launch(dq, 2 * moved, batch * heads, keys, products=5, causal=causal)
@@ -279,6 +281,10 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
     tape.record(out, (q, k, v, bias), (q, k, v, bias, out.detach(), lse, seed, offset), backward)
     return out
+
+
+def _narrowed(x: Tensor, width: int) -> Tensor:
+    return Tensor(x.tape, x.storage, (*x.shape[:-1], width), x.dtype)
 
 
 def _output_dot_gradient(g: Tensor, batch: int, heads: int, queries: int) -> Tensor:
@@ -319,7 +325,7 @@ def _mask_bias(mask: Tensor, batch: int, dtype: Dtype) -> Tensor:
     bias = ops.cast(mask, dtype)
     aligned = _round_up(keys, 8)
     if aligned != keys:
-        bias = _pad(bias, aligned)
+        bias = ops.slice_last(_pad(bias, aligned), 0, keys)
     if bias.node is not None and rows != batch:
         bias = _repeated(bias, batch)
     return bias
@@ -329,7 +335,7 @@ def _repeated(bias: Tensor, batch: int) -> Tensor:
     """View a learned bias once per sample; its gradient is summed over the batch."""
     shape = bias.shape
     out = Tensor(bias.tape, bias.storage, (batch, *shape[1:]), bias.dtype)
-    bias.tape.record(out, (bias,), (), lambda g: (ops.summed(g, shape),))
+    bias.tape.record(out, (bias,), (), lambda g: (ops.fitted(g, shape),))
     return out
 
 

@@ -48,12 +48,21 @@ class Linear:
         """Say whether the weight is stored in fewer bits than it computes in."""
         return False
 
+    @property
+    def compute_dtype(self) -> Dtype | None:
+        """Return the dtype that the layer computes in, none for integers."""
+        return self.weight.dtype if self.weight is not None else None
+
     def base(self, x: Tensor) -> Tensor:
         """Apply the layer as the model defines it."""
         assert self.weight is not None
         if self.adds_bias and self.bias is not None:
             return ops.add(products.linear(x, self.weight), self.bias)
         return products.linear(x, self.weight, self.bias)
+
+    def result_is_view(self, dimensions: int) -> bool:
+        """Say whether `base` returns a view: a matrix with the bias added, seen as the batch that it was."""
+        return self.bias is not None and not self.adds_bias and dimensions > products.MATRIX
 
     def copy_packed(self) -> list[Tensor]:
         """Copy the stored weight where it is packed in blocks, as PEFT does before it looks into one."""
@@ -91,12 +100,16 @@ class Build:
     parameters: list[Parameter] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
+    #: Tensors that come on the device behind all the layers that loading packs.
+    waiting: list[Tensor] = field(default_factory=list)
+    #: What the 8-bit codes of scales mean, once for all layers.
+    code: Tensor | None = None
     #: What methods add to the loss.
     penalties: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
 
     def parameter(self, name: str, *shape: int) -> Tensor:
         """Allocate a weight in the dtype of the model."""
-        tensor = self.tape.new(shape, self.dtype)
+        tensor = self.place(shape, self.dtype)
         if self.trainable:
             tensor.node = Leaf()
         self.parameters.append(Parameter(name=name, tensor=tensor))
@@ -117,14 +130,27 @@ class Build:
         """Make an output head: neither quantized nor adapted; `tied` shares the weight of the embedding."""
         if tied is None:
             return plain_linear(self, name, n_in, n_out, bias)
-        self.tape.new((n_out, n_in), self.dtype)  # its own weight, which tying replaces
+        self.place((n_out, n_in), self.dtype)  # its own weight, which tying replaces
         return Linear(name, tied, self.parameter(f"{name}.bias", n_out) if bias else None)
 
     def buffer(self, *shape: int, dtype: Dtype = FP32) -> Tensor:
         """Allocate a tensor that is no parameter: rotary frequencies, position ids."""
-        tensor = self.tape.new(shape, dtype)
+        tensor = self.place(shape, dtype)
         self.buffers.append(tensor)
         return tensor
+
+    def place(self, shape: Shape, dtype: Dtype) -> Tensor:
+        """Allocate a tensor of the model; beside packed layers it gets its storage when all of them have theirs."""
+        if self.make_linear is plain_linear:
+            return self.tape.new(shape, dtype)
+        self.waiting.append(Tensor(self.tape, None, shape, dtype))
+        return self.waiting[-1]
+
+    def settle(self) -> None:
+        """Give every waiting tensor its storage."""
+        for tensor in self.waiting:
+            tensor.storage = self.tape.new(tensor.shape, tensor.dtype).storage
+        self.waiting.clear()
 
 
 class LayerNorm:

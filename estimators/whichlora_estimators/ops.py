@@ -48,9 +48,11 @@ def _like(g: Tensor) -> Tensor:
     return _pointwise(g, g.shape, g.dtype, g.bytes)
 
 
-def summed(g: Tensor, shape: Shape) -> Tensor:
-    """Sum a gradient to a smaller shape."""
-    return _pointwise(g, shape, g.dtype, g.bytes)
+def fitted(g: Tensor, shape: Shape) -> Tensor:
+    """Bring a gradient to another shape: summed to a smaller one, put among zeros in a larger one."""
+    out = _pointwise(g, shape, g.dtype, g.bytes)
+    out.strided = False
+    return out
 
 
 def cast(x: Tensor, dtype: Dtype) -> Tensor:
@@ -73,6 +75,13 @@ def copy(x: Tensor) -> Tensor:
     return out
 
 
+def reshape(x: Tensor, *shape: int) -> Tensor:
+    """View under another shape as a step of its own: the gradient is a view too."""
+    seen, before = Tensor(x.tape, x.storage, shape, x.dtype), x.shape
+    x.tape.record(seen, (x,), (), lambda g: (View(g, before),))
+    return seen
+
+
 def add(a: Tensor, b: Tensor) -> Tensor:
     """Add elementwise; nothing is saved."""
     out = _elementwise(a, b)
@@ -81,14 +90,29 @@ def add(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def add_into(total: Tensor, term: Tensor) -> Tensor:
-    """Add elementwise into the first tensor, whatever the dtype of the other."""
+def add_into(total: Tensor, term: Tensor, *, of_view: bool = False) -> Tensor:
+    """Add elementwise into the first tensor, whatever the dtype of the other.
+
+    `of_view` says that the first tensor is a view, whose gradient autograd copies (CopySlices) behind the view taken anew.
+    """
     out = Tensor(total.tape, total.storage, total.shape, total.dtype)
     out.strided = total.strided
     total.tape.launch(2 * total.bytes + term.bytes)
     need_total, need_term = total.node is not None, term.node is not None
-    total.tape.record(out, (total, term), (), lambda g: (g if need_total else None, g if need_term else None))
-    return out
+
+    def backward(g: Tensor) -> tuple[Tensor | None, ...]:
+        of_total, of_term = (_like(g), _like(g)) if of_view else (g, g)
+        return of_total if need_total else None, of_term if need_term else None
+
+    total.tape.record(out, (total, term), (), backward)
+    return _seen_anew(out) if of_view else out
+
+
+def _seen_anew(x: Tensor) -> Tensor:
+    """View a tensor as autograd does by strides: its gradient goes into zeros."""
+    seen = Tensor(x.tape, x.storage, x.shape, x.dtype)
+    x.tape.record(seen, (x,), (), lambda g: (_like(g),))
+    return seen
 
 
 def scale(x: Tensor) -> Tensor:
@@ -229,7 +253,7 @@ def slice_last(x: Tensor, start: int, stop: int) -> Tensor:
     out = Tensor(x.tape, x.storage, (*x.shape[:-1], stop - start), x.dtype)
     out.strided = x.strided
     shape = x.shape
-    x.tape.record(out, (x,), (), lambda g: (_pointwise(g, shape, g.dtype, g.bytes),))
+    x.tape.record(out, (x,), (), lambda g: (fitted(g, shape),))
     return out
 
 
@@ -240,7 +264,9 @@ def split_last(x: Tensor, widths: tuple[int, ...]) -> list[Tensor]:
     def backward(grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
         dtype = next(g.dtype for g in grads if g is not None)
         parts = [g if g is not None else x_new(outs_shape, dtype) for g, outs_shape in zip(grads, shapes, strict=True)]
-        return (_pointwise(parts[0], shape, dtype, sum(part.bytes for part in parts)),)
+        joined = _pointwise(parts[0], shape, dtype, sum(part.bytes for part in parts))
+        joined.strided = False
+        return (joined,)
 
     shape, shapes, x_new = x.shape, [out.shape for out in outs], x.tape.new
     node = x.tape.record(outs[0], (x,), (), backward, outputs=len(widths))
@@ -250,10 +276,8 @@ def split_last(x: Tensor, widths: tuple[int, ...]) -> list[Tensor]:
 
 
 def split_fused(x: Tensor, parts: int) -> list[Tensor]:
-    """View a projection fused head by head, [B, H, T, parts * E], in its parts; backward joins them, then reorders by a copy."""
-    turned = x.view(*x.shape)
-    x.tape.record(turned, (x,), (), lambda g: (_like(g),))
-    outs = split_last(turned, (x.shape[-1] // parts,) * parts)
+    """View a projection fused head by head, [B, H, T, parts * E], in its parts; backward joins their gradients."""
+    outs = split_last(x, (x.shape[-1] // parts,) * parts)
     for out in outs:
         out.strided = x.strided
     return outs
@@ -274,10 +298,16 @@ def concat(parts: list[Tensor], dim: int) -> Tensor:
     needed = [part.node is not None for part in parts]
 
     def backward(g: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple(View(g, shape) if need else None for shape, need in zip(shapes, needed, strict=True))
+        return tuple(_part(g, shape) if need else None for shape, need in zip(shapes, needed, strict=True))
 
     first.tape.record(out, tuple(parts), (), backward)
     return out
+
+
+def _part(g: Tensor, shape: Shape) -> View:
+    view = View(g, shape)
+    view.strided = g.strided
+    return view
 
 
 def repeat_heads(x: Tensor, times: int) -> Tensor:

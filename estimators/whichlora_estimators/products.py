@@ -17,11 +17,13 @@ def matmul_kernel(out: Tensor, batch: int, m: int, n: int, k: int, *, cublas: bo
     out.tape.kernels.append(Kernel(moved, batch, m, n, k, out.dtype.name))
 
 
-_MATRIX = 2
+#: Dimensions of a matrix.
+MATRIX = 2
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply [..., K] by a weight [N, K]: the weight is saved where x wants a gradient, x where the weight does."""
+    given = x, weight, bias  # alive until the call returns, as arguments are
     if x.tape.autocast is not None:
         bias = bias and _autocast(bias)  # from the last argument to the first
         weight = _autocast(weight)
@@ -41,6 +43,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return grad_x, grad_w, g if need_b else None  # the bias's is summed where gradients are checked
 
     x.tape.record(out, (x, weight, bias), (x if need_w else None, weight if need_x else None), backward)
+    del given
     return out
 
 
@@ -53,7 +56,7 @@ def _weight_gradient(g: Tensor, n: int, k: int) -> Tensor:
 def _input_gradient(g: Tensor, shape: Shape, n: int) -> Tensor:
     grad = g.tape.new(shape, g.dtype)
     matmul_kernel(grad, 1, g.numel // n, shape[-1], n)
-    return grad if len(shape) <= _MATRIX else View(grad, shape)
+    return grad if len(shape) <= MATRIX else View(grad, shape)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

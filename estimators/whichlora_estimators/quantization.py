@@ -9,7 +9,7 @@ from . import ops, products
 from .errors import UnknownName
 from .layers import Build, Linear, MakeLinear, plain_linear
 from .reductions import column_sum_bytes
-from .tape import BOOL, FP16, FP32, INT8, INT32, UINT8, Leaf, Tensor, View
+from .tape import BOOL, FP16, FP32, INT8, INT32, UINT8, Dtype, Leaf, Tensor, View
 
 #: Multiprocessors of the card whose tiers `reads_packed` states, an A100.
 _MULTIPROCESSORS = 108
@@ -67,14 +67,20 @@ class Linear4bit(Linear):
         loaded = tape.new((n_out, n_in), build.dtype)
         scales, packed, code = tape.new((blocks,), FP32), tape.new(((numel + 1) // 2, 1), UINT8), tape.new((16,), FP32)
         self.packed = build.add(f"{name}.weight", packed, quantized=True)
-        self.scales = [*_quantized_scales(scales), code] if double else [scales, code]
-        del scales, loaded
-        self.bias = build.parameter(f"{name}.bias", n_out) if bias else None
+        self.scales = [*_quantized_scales(scales, build), code] if double else [scales, code]
+        del scales
+        self.bias = build.add(f"{name}.bias", tape.new((n_out,), build.dtype)) if bias else None
+        del loaded
 
     @property
     def quantized(self) -> bool:
         """Say that it is."""
         return True
+
+    @property
+    def compute_dtype(self) -> Dtype | None:
+        """Return the dtype that weights are dequantized to."""
+        return self.dtype
 
     def copy_packed(self) -> list[Tensor]:
         """Copy codes and scales."""
@@ -103,6 +109,7 @@ class Linear4bit(Linear):
     def base(self, x: Tensor) -> Tensor:
         """Multiply in the compute dtype and give the result the input's dtype."""
         converted = ops.cast(x, self.dtype)
+        _convert_bias(self, converted)
         return ops.cast(self._product(converted), x.dtype)
 
     def _product(self, x: Tensor) -> Tensor:
@@ -121,10 +128,11 @@ class Linear4bit(Linear):
         return out
 
 
-def _quantized_scales(scales: Tensor) -> list[Tensor]:
+def _quantized_scales(scales: Tensor, build: Build) -> list[Tensor]:
     """Store scales in 8 bit: codes first, then an offset, scales of blocks of 256, and what the codes mean."""
     new, blocks = scales.tape.new, scales.numel
     offset, centred = new((1,), FP32), new((blocks,), FP32)
+    build.code = build.code or new((256,), FP32)
     outer, codes, meaning = new((-(-blocks // 256),), FP32), new((blocks,), UINT8), new((256,), FP32)
     del centred
     return [codes, offset, outer, meaning]
@@ -142,8 +150,8 @@ class Linear8bit(Linear):
         loaded = tape.new((n_out, n_in), build.dtype)
         self.packed = build.add(f"{name}.weight", tape.new((n_out, n_in), INT8), quantized=True)
         self.scales = tape.new((n_out,), FP32)
+        self.bias = build.add(f"{name}.bias", tape.new((n_out,), build.dtype)) if bias else None
         del loaded
-        self.bias = build.parameter(f"{name}.bias", n_out) if bias else None
 
     @property
     def quantized(self) -> bool:
@@ -159,6 +167,7 @@ class Linear8bit(Linear):
 
     def base(self, x: Tensor) -> Tensor:
         """Quantize the input through fp16, multiply in int8, scale back."""
+        _convert_bias(self, x)
         tape, rows = x.tape, x.numel // self.in_features
         half = ops.cast(x.detach(), FP16)
         row_scales, quantized = tape.new((rows,), FP32), tape.new(x.shape, INT8)
@@ -179,6 +188,7 @@ class Linear8bit(Linear):
 
         def backward(g: Tensor) -> tuple[Tensor | None, ...]:
             weight = tape.new((n, k), dtype)
+            tape.new((n,), FP32)  # scales over 127
             tape.launch(self.packed.bytes + 2 * weight.bytes)
             grad = tape.new(shape, dtype)
             products.matmul_kernel(grad, 1, rows, k, n)
@@ -187,6 +197,12 @@ class Linear8bit(Linear):
 
         tape.record(out, (x,), (), backward, kept=(x.detach(),))
         return out
+
+
+def _convert_bias(layer: Linear, x: Tensor) -> None:
+    """Give the bias the dtype of the input (bitsandbytes/nn/modules.py, "the bias has to be cast manually")."""
+    if layer.bias is not None and layer.bias.dtype is not x.dtype:
+        x.tape.convert(layer.bias, x.dtype)
 
 
 def _nf4(build: Build, name: str, n_in: int, n_out: int, bias: bool) -> Linear:

@@ -14,11 +14,12 @@ first one that backward asks for recomputes the region up to its last saved tens
 from __future__ import annotations
 
 import heapq
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from math import prod
 from typing import Any, TypeVar
 from weakref import ref
 
@@ -85,6 +86,10 @@ LOGITS_AND_LOSS = "logits and loss"
 CUBLAS_WORKSPACE_BYTES, HOPPER_CUBLAS_WORKSPACE_BYTES = (4096 * 2 + 16 * 8) * 1024, 32 * 2**20
 
 
+#: Kernels are the same again and again.
+_bytes_bound = cache(Kernel)
+
+
 class _StopRecomputation(Exception):
     """The region's last saved tensor has been recomputed."""
 
@@ -102,7 +107,8 @@ class Tape:
     """Allocations, frees and launches of a step, in order.
 
     `sizes[i]` bytes are asked for by storage `i` with component `tags[i]`; `events` holds `i` for its allocation and `~i`
-    for its free.
+    for its free. Those in `once` happen in the first step only; `emptied` counts the events before each emptying of the
+    allocator's cache.
     """
 
     def __init__(self, compute_capability: tuple[int, int] = (8, 0)) -> None:
@@ -121,6 +127,7 @@ class Tape:
         self.autocast: Dtype | None = None
         self.autocast_weights: dict[int, Tensor] = {}
         self.workspaces: list[Tensor] = []
+        self.once: set[int] = set()
         self.workspace_due = True
         self._seq = 0
         self._frame: Frame | None = None
@@ -128,14 +135,14 @@ class Tape:
 
     def new(self, shape: Shape, dtype: Dtype) -> Tensor:
         """Allocate a tensor; one without elements takes no storage."""
-        size = math.prod(shape) * dtype.bytes
+        size = prod(shape) * dtype.bytes
         if not size:
             return Tensor(self, None, shape, dtype)
-        index = len(self.sizes)
+        index, events = len(self.sizes), self.events
         self.sizes.append(size)
         self.tags.append(self.component)
-        self.events.append(index)
-        return Tensor(self, Storage(self.events, index), shape, dtype)
+        events.append(index)
+        return Tensor(self, Storage(events, index), shape, dtype)
 
     def empty_cache(self) -> None:
         """Note that the allocator gives back its cache here."""
@@ -143,13 +150,23 @@ class Tape:
 
     def launch(self, moved_bytes: int) -> None:
         """Record a kernel that is bound by the bytes it moves."""
-        self.kernels.append(Kernel(moved_bytes))
+        self.kernels.append(_bytes_bound(moved_bytes))
+
+    def convert(self, tensor: Tensor, dtype: Dtype) -> None:
+        """Convert a weight for good, at its first use."""
+        with self.tagged("weights"):
+            converted = self.new(tensor.shape, dtype)
+        self.once.add(self.events[-1])
+        tensor.storage, tensor.dtype = converted.storage, dtype
+        self.once.add(self.events[-1])
 
     def allocate_workspace(self) -> None:
         """Give this thread's cuBLAS handle its workspace: at its first product, forward and backward each (CUDABlas.cpp)."""
         self.workspace_due = False
         with self.tagged("workspaces"):
-            self.workspaces.append(self.new((self.workspace_bytes,), UINT8))
+            workspace = self.new((self.workspace_bytes,), UINT8)
+        self.workspaces.append(workspace)
+        self.once.add(self.events[-1])
 
     def mark(self, label: str) -> None:
         """Name the section of the tape that begins here; backward repeats the name for what undoes the section."""
@@ -187,17 +204,14 @@ class Tape:
         """
         if not self.grad_enabled:
             return None
-        edges = tuple(
-            None if source is None or source.node is None else (source.node, source.nr, source.dtype, source.shape)
-            for source in inputs
-        )
+        edges = tuple([None if source is None else source.edge() for source in inputs])
         if not any(edges):
             return None
         self._seq += 1
         node = Node(self._seq, edges, backward, outputs, self.section)
         node.kept = kept
         out.node = node
-        if any(tensor is not None for tensor in saved):
+        if any(saved):
             self._save(node, saved, None if saves_results else out)
         return node
 
@@ -278,13 +292,12 @@ class Tape:
                 self.component = LOGITS_AND_LOSS if section == "loss" else TEMPORARIES
                 self._mark(f"{section} backward")
             grads = self._run(node, waiting.pop(node))
-            arrivals = list(zip(node.edges, grads, strict=True))  # nodes live until the loss dies, and `kept` with them
-            del grads
-            while arrivals:
-                edge, grad = arrivals.pop(0)
+            for edge in node.edges:  # nodes live until the loss dies, and `kept` with them
+                grad = grads.pop(0)
                 if edge is not None and grad is not None:
                     _deliver(edge, grad, waiting, queue)
                 del grad
+            assert not grads
         self.grad_enabled = before
 
     def _run(self, node: Node, buffers: list[Tensor | None]) -> list[Tensor | None]:
@@ -317,7 +330,7 @@ def _as_edges(grads: list[Tensor | None], edges: tuple[Edge | None, ...]) -> Non
             continue
         grads[index] = None
         _, _, dtype, shape = edge
-        if grad.shape != shape and grad.numel != math.prod(shape):  # of one size: a view
+        if grad.shape != shape and grad.numel != prod(shape):  # of one size: a view
             grad = _summed(grad, shape)
         grads[index] = grad if grad.dtype is dtype else computed(grad, grad.shape, dtype)
 
@@ -325,7 +338,7 @@ def _as_edges(grads: list[Tensor | None], edges: tuple[Edge | None, ...]) -> Non
 def _summed(grad: Tensor, shape: Shape) -> Tensor:
     total = computed(grad, shape, grad.dtype)
     if grad.shape[-1] == shape[-1]:
-        columns = math.prod(shape)
+        columns = prod(shape)
         grad.tape.new((column_sum_bytes(grad.numel // columns, columns),), UINT8)
     return total
 

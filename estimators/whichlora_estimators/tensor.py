@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import ref
 
@@ -67,12 +67,12 @@ class Tensor:
     @property
     def numel(self) -> int:
         """Count the elements."""
-        return math.prod(self.shape)
+        return prod(self.shape)
 
     @property
     def bytes(self) -> int:
         """Bytes of the elements, before the allocator rounds."""
-        return math.prod(self.shape) * self.dtype.bytes
+        return prod(self.shape) * self.dtype.bytes
 
     def view(self, *shape: int) -> Tensor:
         """Return the same storage under another shape; gradients pass through unchanged in size."""
@@ -87,6 +87,10 @@ class Tensor:
         seen.strided = count > 1 and tokens > 1
         self.tape.record(seen, (self,), (), _merge_heads)
         return seen
+
+    def edge(self) -> Edge | None:
+        """Return where the gradient goes, and what it looks like there."""
+        return None if self.node is None else (self.node, self.nr, self.dtype, self.shape)
 
     def detach(self) -> Tensor:
         """Return the same storage without its history."""

@@ -121,7 +121,9 @@ def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Mo
         dtype = BF16 if dtype is FP32 else dtype
     trainable = workload.phase == "train" and find_method(workload.method).trains_base
     build = Build(tape, dtype, trainable, find_quantization(workload.quantization), workload.task)
-    return recipe(config, build)
+    model = recipe(config, build)
+    build.settle()
+    return model
 
 
 def count_parameters(config: Mapping[str, Any]) -> int:
@@ -158,11 +160,10 @@ def _lay_training(workload: Workload, config: Mapping[str, Any], tape: Tape) -> 
 
 
 def _again(tape: Tape, segment: Segment) -> Segment:
-    """Lay a segment once more behind everything, without cuBLAS's workspaces, which live on from the first time."""
+    """Lay a segment once more behind everything, without what happens only the first time."""
     first, last = segment.first, segment.last
-    once = {workspace.storage.index for workspace in tape.workspaces if workspace.storage is not None}
     events = tape.events[first.event : last.event]
-    places = [first.event + index for index, event in enumerate(events) if event in once]
+    places = [first.event + index for index, event in enumerate(events) if event in tape.once]
     if not places:
         return segment
     shift = len(tape.events) - first.event
@@ -171,7 +172,7 @@ def _again(tape: Tape, segment: Segment) -> Segment:
         event = mark.event + shift - sum(place < mark.event for place in places)
         return Mark(label=mark.label, event=event, kernel=mark.kernel)
 
-    tape.events += [event for event in events if event not in once]
+    tape.events += [event for event in events if event not in tape.once]
     tape.marks += [moved(mark) for mark in tape.marks if first.event <= mark.event < last.event]
     return Segment(label=segment.label, first=moved(first), last=moved(last))
 

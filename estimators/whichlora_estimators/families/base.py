@@ -86,8 +86,10 @@ def _resized(x: Tensor, tokens: int) -> Tensor:
 
 def _latest(x: Tensor, window: int) -> Tensor:
     """View the tokens that the next one's window reaches; the storage stays whole until the next concatenation."""
-    batch, heads, tokens, width = x.shape
-    return Tensor(x.tape, x.storage, (batch, heads, min(tokens, window - 1), width), x.dtype)
+    batch, heads, tokens, width = whole = x.shape
+    seen = Tensor(x.tape, x.storage, (batch, heads, min(tokens, window - 1), width), x.dtype)
+    x.tape.record(seen, (x,), (), lambda g: (ops.fitted(g, whole),))
+    return seen
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import ClassVar
 from .. import attention, ops, products
 from ..errors import Unsupported
 from ..layers import Build, LayerNorm
-from ..tape import FP32, INT64, Tensor
+from ..tape import FP32, INT64, Shape, Tensor
 from .base import Config, Context, Decoder, Positions, family
 
 
@@ -38,8 +38,7 @@ class Attention:
     ) -> tuple[Tensor, Tensor | None]:
         """Attend [B, T, D] to itself and the cache and add `residual`; returns the probabilities too."""
         fused = self.qkv(x)
-        stop = fused.shape[-1] // 3
-        q, k, v = (ops.slice_last(fused, at * stop, (at + 1) * stop).heads(self.heads) for at in range(3))
+        q, k, v = (_selected(fused, self.heads) for _ in range(3))
         if context.cache is not None:
             k, v = context.cache.update(self.index, k, v)
         q = _batched(q)
@@ -57,6 +56,15 @@ class Attention:
         return out, weights
 
 
+def _selected(fused: Tensor, heads: int) -> Tensor:
+    """View a third of each head of [B, T, 3 * H * E], as [B, H, T, E]; backward fills a gradient of the whole width."""
+    batch, tokens, width = shape = fused.shape
+    view = Tensor(fused.tape, fused.storage, (batch, heads, tokens, width // (3 * heads)), fused.dtype)
+    view.strided = heads > 1 and tokens > 1
+    fused.tape.record(view, (fused,), (), lambda g: (ops.fitted(g, shape),))
+    return view
+
+
 def _batched(x: Tensor) -> Tensor:
     return ops.copy(x) if x.strided and x.shape[0] > 1 else x
 
@@ -65,21 +73,25 @@ def _biased_products(q: Tensor, k: Tensor, alibi: Tensor) -> Tensor:
     """Add alibi to factor * q k in one operator (baddbmm), whose gradients are scaled behind their products."""
     tape = q.tape
     if tape.autocast is not None:
-        alibi, q, k = (ops.cast(t, tape.autocast) for t in (alibi, q, k))
+        k, q, alibi = (ops.cast(t, tape.autocast) for t in (k, q, alibi))  # from the last argument to the first
     (batch, heads, queries, width), keys = q.shape, k.shape[2]
     out = tape.new((batch, heads, queries, keys), q.dtype)
     products.matmul_kernel(out, batch * heads, queries, keys, width)
 
-    def backward(g: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor | None, ...]:
-        return _scaled_product(g, q, keys), _scaled_product(g, k, queries)
+    need_q, need_k = q.node is not None, k.node is not None
+    shape_q, shape_k = q.shape, k.shape
 
-    tape.record(out, (q, k), (q, k), backward)
+    def backward(g: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        of_q = _scaled_product(g, shape_q, keys) if need_q else None
+        return of_q, _scaled_product(g, shape_k, queries) if need_k else None
+
+    tape.record(out, (q, k), (q if need_k else None, k if need_q else None), backward)
     return out
 
 
-def _scaled_product(g: Tensor, like: Tensor, inner: int) -> Tensor:
-    batch, heads, rows, width = like.shape
-    product = g.tape.new(like.shape, g.dtype)
+def _scaled_product(g: Tensor, shape: Shape, inner: int) -> Tensor:
+    batch, heads, rows, width = shape
+    product = g.tape.new(shape, g.dtype)
     products.matmul_kernel(product, batch * heads, rows, width, inner)
     return ops.scale(product)
 

@@ -57,7 +57,7 @@ class Attention:
         dropout = self.dropout if context.training and shared.alibi is not None else 0.0
         weights = None
         if context.attention == "sdpa":
-            out = attention.heads_last(_fused_attention(q, k, v, shared.mask))
+            out = attention.heads_last(attention.fused(q, k, v, shared.mask))
         elif shared.alibi is None:
             scores = ops.scale_in_place(attention.compared(*_full(q, k)))
             weights = ops.softmax(ops.add(scores, shared.mask), dtype)
@@ -109,14 +109,6 @@ def _rotated(q: Tensor, k: Tensor, shared: Positions) -> tuple[Tensor, Tensor]:
     assert shared.sin is not None
     turned = layers.rotary(q, shared.cos, shared.sin)
     return turned, layers.rotary(k, shared.cos, shared.sin)
-
-
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Run the memory-efficient kernel, which reads one key-value head for all queries without a copy."""
-    autocast = q.tape.autocast
-    if autocast is not None:
-        q, k, v = (ops.cast(t, autocast) for t in (q, k, v))
-    return attention.efficient(q, k, v, mask)
 
 
 class Mlp:

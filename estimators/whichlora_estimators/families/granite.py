@@ -47,11 +47,13 @@ class Granite(Llama):
         """Make one layer."""
         return GraniteBlock(c, build, index, norm=self.norm)
 
-    def embedded(self, ids: Tensor, context: Context) -> Tensor:
+    def looked_up(self, ids: Tensor, context: Context) -> Tensor:
         """Look the tokens up and scale them; where inputs take gradients, what was looked up is the leaf."""
-        x = ops.embedding(ids, self.embed)
-        if context.input_grads and x.node is None and x.tape.grad_enabled:
-            x.node = Leaf()
+        x = context.embeddings
+        if x is None:
+            x = self.embedded(ids, context)
+            if context.input_grads and x.node is None and x.tape.grad_enabled:
+                x.node = Leaf()
         return _scaled(x)
 
     def scores(self, hidden: Tensor) -> Tensor:

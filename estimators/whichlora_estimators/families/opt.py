@@ -68,7 +68,7 @@ class Block:
         if not self.norm_first:
             x = self.attention_norm(x)
         shape = x.shape
-        x = x.view(shape[0] * shape[1], shape[2])  # a matrix: its gradients are summed in place, those of [B, T, D] not
+        x = ops.reshape(x, shape[0] * shape[1], shape[2])
         residual = x
         if self.norm_first:
             x = self.mlp_norm(x)
@@ -76,7 +76,7 @@ class Block:
         x = self.act(x)
         x = self.fc2(x)
         x = ops.dropout(x, self.dropout)
-        x = ops.add(residual, x).view(*shape)
+        x = ops.reshape(ops.add(residual, x), *shape)
         if not self.norm_first:
             x = self.mlp_norm(x)
         del weights  # held to the end, as in the real one

@@ -15,9 +15,9 @@ from typing import ClassVar
 from .. import attention, layers, ops
 from ..errors import Unsupported
 from ..layers import Build, Linear, plain_linear, token_ids
-from ..tape import BOOL, FP16, FP32, INT64, LOGITS_AND_LOSS, Tensor
+from ..tape import BOOL, FP16, FP32, INT64, LOGITS_AND_LOSS, Dtype, Tensor
 from ..workload import Workload
-from .base import Config, Context, InputLeaf, Model, family, with_input_grad
+from .base import Cache, Config, Context, InputLeaf, Model, family, with_input_grad
 
 
 class Norm:
@@ -48,9 +48,16 @@ class Attention:
     """Projections without bias, unscaled attention with a bias by distance, output projection."""
 
     def __init__(
-        self, c: Config, build: Build, *, first: bool, causal: bool = False, bidirectional: bool = True
+        self,
+        c: Config,
+        build: Build,
+        *,
+        first: bool,
+        causal: bool = False,
+        bidirectional: bool = True,
+        cached_as: int | None = None,
     ) -> None:
-        width, self.heads = c.count("d_model"), c.count("num_heads")
+        width, self.heads, self.cached_as = c.count("d_model"), c.count("num_heads"), cached_as
         inner = self.heads * c.count("d_kv")
         self.causal, self.bidirectional, self.dropout = causal, bidirectional, c.rate("dropout_rate")
         self.q = build.linear("q", width, inner)
@@ -67,6 +74,8 @@ class Attention:
         q = self.q(x).heads(self.heads)
         k = self.k(states).heads(self.heads)
         v = self.v(states).heads(self.heads)
+        if context.cache is not None and self.cached_as is not None:
+            k, v = context.cache.update(self.cached_as, k, v)
         if bias is None:
             bias = self._bias(q, k, context)
         out, weights = self._attended(q, k, v, mask, bias, context)
@@ -88,35 +97,50 @@ class Attention:
             if context.checkpointing and q.tape.grad_enabled:
                 zeros.node = InputLeaf(zeros.detach())
             return zeros
+        rows, columns = _chain(q, (queries,), INT64, INT64), q.tape.new((keys,), INT64)
         distances = q.tape.new((queries, keys), INT64)
         values = ops.embedding(_buckets(q, queries, keys, bidirectional=self.bidirectional), self.table)
         values = values.view(1, self.heads, queries, keys)
         values.strided = True
-        del distances
+        del distances, rows, columns
         return values
 
 
 def _buckets(like: Tensor, queries: int, keys: int, *, bidirectional: bool) -> Tensor:
-    """Give each distance, [T, S], its row of the table, by integers and logarithms most of which live to the end."""
+    """Give each distance, [T, S], its row of the table: half of the rows by logarithms (_relative_position_bucket)."""
     tape, shape = like.tape, (queries, keys)
-    side = tape.new(shape, INT64) if bidirectional else None
-    distance = tape.new(shape, INT64)
+    side = _chain(like, shape, BOOL, INT64, INT64, INT64) if bidirectional else None
+    distance = tape.new(shape, INT64) if bidirectional else _negative_distance(like, shape)
     near = tape.new(shape, BOOL)
-    far = _far_buckets(like, queries, keys)
+    far = _far_buckets(like, shape)
     chosen = tape.new(shape, INT64)
+    result = tape.new(shape, INT64) if side is None else side
     tape.launch(20 * distance.bytes)
-    result = chosen if side is None else side
-    del side, distance, near, far, chosen
+    del side, chosen, distance, near, far
     return result
 
 
-def _far_buckets(like: Tensor, queries: int, keys: int) -> Tensor:
-    tape, shape = like.tape, (queries, keys)
-    logarithm = tape.new(shape, FP32)
-    bucket = tape.new(shape, INT64)
-    del logarithm
-    limit = tape.new(shape, INT64)
-    clipped = tape.new(shape, INT64)
+def _chain(like: Tensor, shape: tuple[int, ...], *dtypes: Dtype) -> Tensor:
+    """Allocate the results of operators each of which takes the one before."""
+    x = like.tape.new(shape, dtypes[0])
+    for dtype in dtypes[1:]:
+        x = like.tape.new(shape, dtype)
+    return x
+
+
+def _negative_distance(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    zeros = like.tape.new(shape, INT64)
+    smaller = like.tape.new(shape, INT64)
+    del zeros
+    distance = like.tape.new(shape, INT64)
+    del smaller
+    return distance
+
+
+def _far_buckets(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    bucket = _chain(like, shape, *[FP32] * 5, INT64, INT64)
+    limit = like.tape.new(shape, INT64)
+    clipped = like.tape.new(shape, INT64)
     del bucket, limit
     return clipped
 
@@ -139,7 +163,6 @@ def _joined(bias: Tensor, mask: Tensor | None, q: Tensor, *, causal: bool) -> Te
     if mask is not None or causal:
         allowed = tape.new((queries, keys), BOOL) if mask is None else mask
         bias = _where(allowed, bias, (1 if mask is None else q.shape[0], heads, queries, keys))
-        del allowed
     return ops.copy(bias) if bias.strided else bias
 
 
@@ -151,7 +174,7 @@ def _where(allowed: Tensor, bias: Tensor, shape: tuple[int, ...]) -> Tensor:
 
     def backward(g: Tensor, allowed: Tensor) -> tuple[Tensor | None, ...]:
         masked = ops.scale(g)
-        return (masked if masked.shape == original else ops.summed(masked, original),)
+        return (masked if masked.shape == original else ops.fitted(masked, original),)
 
     tape.record(out, (bias,), (allowed,), backward)
     return out
@@ -197,9 +220,12 @@ class Block:
 
     def __init__(self, c: Config, build: Build, index: int, *, decoder: bool) -> None:
         self.decoder, self.dropout = decoder, c.rate("dropout_rate")
-        self.attention = Attention(c, build, first=index == 0, causal=decoder, bidirectional=not decoder)
+        cached_as = 2 * index if decoder else None
+        self.attention = Attention(
+            c, build, first=index == 0, causal=decoder, bidirectional=not decoder, cached_as=cached_as
+        )
         self.attention_norm = Norm(c, build)
-        self.cross = Attention(c, build, first=False) if decoder else None
+        self.cross = Attention(c, build, first=False, cached_as=2 * index + 1) if decoder else None
         self.cross_norm = Norm(c, build) if decoder else None
         self.mlp = Mlp(c, build)
         self.mlp_norm = Norm(c, build)
@@ -245,6 +271,8 @@ class Stack:
 
     def __init__(self, c: Config, build: Build, embedding: Tensor, count: int, *, decoder: bool) -> None:
         self.embed, self.name, self.dropout = embedding, "decoder" if decoder else "encoder", c.rate("dropout_rate")
+        #: An embedding of its own, which tying replaces.
+        self.replaced: Tensor | None = build.place(embedding.shape, embedding.dtype)
         self.blocks = [Block(c, build, index, decoder=decoder) for index in range(count)]
         self.norm = Norm(c, build)
 
@@ -325,6 +353,7 @@ class T5(Model):
         self.encoder = Stack(c, build, self.embed, c.count("num_layers"), decoder=False)
         self.decoder = Stack(c, build, self.embed, c.count("num_decoder_layers"), decoder=True)
         self.head = build.head("lm_head", c.count("d_model"), c.count("vocab_size"), tied=self.embed)
+        self.encoder.replaced = self.decoder.replaced = None
 
     def make_inputs(self, workload: Workload) -> list[Tensor]:
         """Allocate ids [B, S], labels [B, T] and a mask."""
@@ -337,13 +366,15 @@ class T5(Model):
         ids, labels = inputs[0], inputs[1]
         states = self.encoder(ids, context)
         shifted = labels.tape.new(labels.shape, INT64)
+        if not context.checkpointing:
+            context.cache = Cache()  # `use_cache: false` does not reach the config of the decoder
         hidden = self.decoder(shifted, context, states)
         hidden.tape.mark("loss")
         with hidden.tape.tagged(LOGITS_AND_LOSS):
-            if self.scaled:
-                hidden = ops.scale(hidden)
-            logits = self.head(hidden)
+            scaled = ops.scale(hidden) if self.scaled else hidden
+            logits = self.head(scaled)
             loss = ops.cross_entropy(logits.view(labels.numel, logits.shape[-1]), labels)
+        del hidden, scaled
         return loss, (logits, states)
 
 

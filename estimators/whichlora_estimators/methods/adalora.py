@@ -8,6 +8,7 @@ begins with it, so that every adapter's gradient lives from then on. Ranks are t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from .. import ops, products
@@ -16,6 +17,19 @@ from ..layers import Build, Linear
 from ..tape import FP32, Tensor
 from ..workload import Workload
 from .base import Method, adapted_linears, adapter_dtype, check_rank, method, trained, upcast
+
+#: What PEFT adapts by default, by model_type, where that differs from LoRA (peft/utils/constants.py).
+_TARGETS: Mapping[str, tuple[str, ...]] = {
+    "falcon": (),
+    "mistral": (),
+    "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    "phi": (),
+    "roberta": ("query", "key", "value", "dense"),
+    "stablelm": (),
+    "t5": ("q", "k", "v", "o", "wi", "wo"),
+    "xlm-roberta": (),
+}
 
 
 class AdaLoraLinear:
@@ -37,7 +51,8 @@ class AdaLoraLinear:
         result = self.layer.base(x)
         rank = ops.shift(self.rank)
         x = ops.cast(x, self.a.dtype)
-        return ops.add_into(result, ops.divide(ops.scale(self._update(x)), rank))
+        of_view = self.layer.result_is_view(len(x.shape))
+        return ops.add_into(result, ops.divide(ops.scale(self._update(x)), rank), of_view=of_view)
 
     def _quantized(self, x: Tensor) -> Tensor:
         """Add to the result of a quantized layer: in place, where that was cloned."""
@@ -95,7 +110,8 @@ class AdaLora(Method):
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter, and the loss its penalty."""
         with upcast(model.build):
-            adapters = [AdaLoraLinear(layer, model.build, workload) for layer in adapted_linears(model, workload)]
+            linears = adapted_linears(model, workload, default=_TARGETS.get(str(model.config.get("model_type"))))
+            adapters = [AdaLoraLinear(layer, model.build, workload) for layer in linears]
         for adapter in adapters:
             adapter.layer.adapter = adapter
         model.build.penalties.append(partial(_penalized, adapters))

@@ -42,15 +42,20 @@ def method(cls: C) -> C:
     return cls
 
 
-def adapted_linears(model: Model, workload: Workload) -> list[Linear]:
-    """Return the layers that the workload's targets name: by the last part of their names, or all of them."""
+def adapted_linears(model: Model, workload: Workload, *, default: tuple[str, ...] | None = None) -> list[Linear]:
+    """Return the layers that the workload's targets name: by the last part of their names, or all of them.
+
+    `default` is what PEFT adapts where none are named, if that differs from LoRA's.
+    """
     targets = workload.targets
     if targets == "all-linear":
         return list(model.build.linears)
-    if targets is None and not model.default_targets:
+    if targets is None:
+        targets = model.default_targets if default is None else default
+    if not targets:
         todo = 'Name the layers to adapt, or give "all-linear".'
         raise BadValue("PEFT has no default target modules for this model", value=workload.model, todo=todo)
-    wanted = set(model.default_targets if targets is None else targets)
+    wanted = set(targets)
     known = {layer.name for layer in model.build.linears}
     missing = sorted(wanted - known)
     if missing:
@@ -68,8 +73,8 @@ def check_rank(layer: Linear, rank: int) -> None:
 
 
 def adapter_dtype(layer: Linear) -> Dtype:
-    """Return the dtype in which PEFT creates adapters of a layer: that of its weight, fp32 beside a quantized one."""
-    return FP32 if layer.quantized or layer.weight is None else layer.weight.dtype
+    """Return the dtype in which PEFT creates adapters of a layer: what it computes in, fp32 beside int8."""
+    return FP32 if layer.compute_dtype is None else layer.compute_dtype
 
 
 def trained(build: Build, name: str, *shape: int, dtype: Dtype = FP32, frozen: bool = False) -> Tensor:

@@ -1,0 +1,64 @@
+"""What trains, against PEFT itself (on the CPU: on the meta device AdaLoRA leaves its rank numbers untrained)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from whichlora_estimators.errors import WhichloraError
+from whichlora_estimators.methods import all_methods
+from whichlora_estimators.timeline import lay
+from whichlora_estimators.workload import Workload
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen3": {
+        "model_type": "qwen3",
+        "hidden_size": 96,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "vocab_size": 320,
+    },
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 320,
+    },
+    "opt": {
+        "model_type": "opt",
+        "hidden_size": 96,
+        "ffn_dim": 200,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 320,
+        "word_embed_proj_dim": 96,
+        "max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("method", sorted(set(all_methods()) - {"full"}))
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+def test_as_many_parameters_train_as_in_peft(family: str, method: str, targets: str | None) -> None:
+    """Trainable parameters are PEFT's, at its default layers and at all of them, or both refuse."""
+    from whichlora.rehearse.adapters import adapt
+    from whichlora.rehearse.models import build_model
+
+    workload = Workload(
+        model=family, config=CONFIGS[family], method=method, targets=targets, rank=5, seq_len=8, checkpointing=False
+    )
+    real = adapt(build_model(workload, "cpu"), workload)
+    expected = sum(parameter.numel() for parameter in real.parameters() if parameter.requires_grad)
+    try:
+        timeline = lay(workload)
+    except WhichloraError as error:
+        pytest.skip(f"refused: {error}")
+    assert timeline.trainable_params == expected
