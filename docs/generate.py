@@ -33,11 +33,20 @@ def command_line() -> str:
     context = click.Context(main, info_name="whichlora", max_content_width=100, terminal_width=100)
     parts = ["# Command line", f"```\n{main.get_help(context)}\n```"]
     for name in COMMANDS:
-        command = main.get_command(context, name)
-        assert command is not None
-        own = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
-        parts.append(f"## whichlora {name}\n\n```\n{command.get_help(own)}\n```")
+        parts += _helps(main, name, context)
     return "\n\n".join(parts)
+
+
+def _helps(group: click.Group, name: str, context: click.Context) -> list[str]:
+    """The help of a command, and of its commands where it has some."""
+    command = group.get_command(context, name)
+    assert command is not None
+    own = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
+    parts = [f"## {own.command_path}\n\n```\n{command.get_help(own)}\n```"]
+    if isinstance(command, click.Group):
+        for inner in command.list_commands(own):
+            parts += _helps(command, inner, own)
+    return parts
 
 
 def known() -> str:

@@ -10,7 +10,14 @@ import click
 from whichlora_estimators.errors import WhichloraError
 
 #: Where each command lives; a module is imported when its command is asked for.
-COMMANDS = {"estimate": "estimate", "rehearse": "rehearse", "pick": "pick", "models": "known", "gpus": "known"}
+COMMANDS = {
+    "estimate": "estimate",
+    "rehearse": "rehearse",
+    "pick": "pick",
+    "profiles": "profiles",
+    "models": "known",
+    "gpus": "known",
+}
 
 
 class _Failed(click.ClickException):
