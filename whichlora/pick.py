@@ -1,12 +1,12 @@
 """The two-stage search: which models serve within the limits, and the largest of them that can be fine-tuned so.
 
-Policy, in this order: the largest base model; the least lossy storage of its weights (none, int8, then 4 bit); the
-method named first in the config; the higher rank; the largest useful batch (no smaller one is clearly quicker).
+All combinations of the config are judged by formula, except those that a monotone bound settles: weights that alone
+exceed the memory, and ranks above one that does not fit at any batch size. `policy.py` says which of them is best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
@@ -14,7 +14,7 @@ from math import ceil
 from whichlora_calibration import Prediction, Verdict, judge, predict
 from whichlora_calibration.prediction import reserved_range
 from whichlora_estimators.errors import WhichloraError
-from whichlora_estimators.estimate import Times, estimate
+from whichlora_estimators.estimate import Estimate, Times, estimate
 from whichlora_estimators.gpus import context_bytes
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import ModelShape, load_model
@@ -24,10 +24,7 @@ from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_estimators.workload import Workload
 
 from .pickconfig import CHECKPOINTING_ABOVE, MethodChoice, PickConfig
-
-#: A batch is useful while no smaller one of the same setup saves more than this share of the time.
-TIME_TOLERANCE = 0.05
-LOSSINESS = ("none", "int8", "nf4", "fp4")
+from .policy import by_policy
 
 Report = Callable[[str], None]
 
@@ -37,12 +34,15 @@ class Row:
     """One configuration that was tried: what it takes, and why it was dropped (nothing: it satisfies every limit).
 
     `process_bytes` is a range: live bytes and context if the allocator is lucky, and with its usual slack. `time_s` is
-    the time of a generated token (stage 1) or of the whole fine-tuning (stage 2; None without a data set).
+    the time of a generated token (stage 1) or of the whole fine-tuning (stage 2; None without a data set). `variant`
+    says what else was varied: optimizer, checkpointing, attention, targets, where the config names several.
     """
 
     model: str
     parameters: int
-    workload: Workload | None
+    workload: Workload
+    variant: str = ""
+    trainable_params: int | None = None
     allocated_peak_bytes: int | None = None
     process_bytes: tuple[int, int] | None = None
     step_s: float | None = None
@@ -59,8 +59,6 @@ class Row:
     @property
     def method(self) -> str:
         """The method's usual name (`qlora`), or `inference`."""
-        if self.workload is None:
-            return ""
         if self.workload.phase == "generate":
             return "inference"
         return MethodChoice(method=self.workload.method, quantization=self.workload.quantization).label
@@ -80,19 +78,19 @@ class PickResult:
 
 def pick(config: PickConfig, *, offline: bool = False, report: Report = lambda _: None) -> PickResult:
     """Search both stages by formula; `report` is told of progress. Raises WhichloraError for an unknown model."""
-    shapes = sorted((load_model(name, offline=offline) for name in config.models), key=_size)
+    shapes = sorted((load_model(name, offline=offline) for name in config.models), key=size_of)
     stage1: list[Row] = []
     kept: list[ModelShape] = []
     for shape in shapes:
         report(f"stage 1: {shape.name}" + (f" ({shape.caveat})" if shape.caveat else ""))
-        rows = list(_stage1_rows(config, shape))
+        rows = list(stage1_rows(config, shape))
         if _serves(config, rows):
             kept.append(shape)
         stage1 += rows
     stage2: list[Row] = []
     for shape in kept:
         report(f"stage 2: {shape.name}")
-        stage2 += _stage2_rows(config, shape)
+        stage2 += stage2_rows(config, shape)
     choice, prediction = _choose(config, stage2)
     return PickResult(
         config=config,
@@ -104,7 +102,8 @@ def pick(config: PickConfig, *, offline: bool = False, report: Report = lambda _
     )
 
 
-def _size(shape: ModelShape) -> int:
+def size_of(shape: ModelShape) -> int:
+    """Return the number of parameters of a model."""
     return shape.parameters if shape.parameters is not None else count_parameters(shape.config)
 
 
@@ -115,13 +114,14 @@ def _serves(config: PickConfig, rows: list[Row]) -> bool:
         return True
     for index, row in enumerate(rows):
         if row.undecided:
-            rows[index] = _settled(config, row)[0]
+            rows[index] = settled(config, row)[0]
             if config.stage1.satisfy == "any" and not rows[index].rejected:
                 return True
     return enough(not row.rejected for row in rows)
 
 
-def _stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
+def stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
+    """Judge a model's inference over the whole grid."""
     grid = product(config.stage1.prefill_lengths, config.stage1.tokens_to_generate)
     for prefill_len, decode_len in grid:
         workload = Workload(
@@ -130,46 +130,76 @@ def _stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
             phase="generate",
             precision=config.precision,
             quantization=config.stage1.quantization,
-            attention=config.attention,
+            attention=config.attentions[0],
             prefill_len=prefill_len,
             decode_len=decode_len,
         )
         yield from _rows(config, shape, workload, config.stage1.batch_sizes)
 
 
-def _stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
-    large = _size(shape) > CHECKPOINTING_ABOVE
-    for choice, rank in _methods_and_ranks(config):
-        by_default = large and find_method(choice.method).allows_checkpointing
+def stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
+    """Judge a model's fine-tuning with every method, rank, setup and batch size."""
+    setups = product(config.methods, config.targets, config.attentions, config.optimizers, config.checkpointing)
+    for choice, targets, attention, optimizer, checkpointing in setups:
         workload = Workload(
             model=shape.name,
             config=shape.config,
             method=choice.method,
             quantization=choice.quantization,
-            rank=rank,
-            targets=config.targets,
+            targets=targets,
             dropout=config.dropout,
             precision=config.precision,
-            attention=config.attention,
-            optimizer=config.optimizer,
-            checkpointing=by_default if config.checkpointing is None else config.checkpointing,
+            attention=attention,
+            optimizer=optimizer,
+            checkpointing=_checkpoints(shape, choice, checkpointing),
             seq_len=config.seq_len,
         )
-        yield from _rows(config, shape, workload, config.stage2.batch_sizes)
+        yield from _ranks(config, shape, workload)
 
 
-def _methods_and_ranks(config: PickConfig) -> Iterator[tuple[MethodChoice, int]]:
-    """Combine them; a method without rank is tried once."""
-    for choice in config.methods:
-        for rank in config.ranks if find_method(choice.method).has_rank else config.ranks[:1]:
-            yield choice, rank
+def _checkpoints(shape: ModelShape, choice: MethodChoice, asked: bool | None) -> bool:
+    by_default = size_of(shape) > CHECKPOINTING_ABOVE and find_method(choice.method).allows_checkpointing
+    return by_default if asked is None else asked
+
+
+def _ranks(config: PickConfig, shape: ModelShape, workload: Workload) -> Iterator[Row]:
+    """Try a setup at every rank, upwards; a method without rank is tried once, and so is what no higher rank can mend."""
+    ranks = config.ranks if find_method(workload.method).has_rank else config.ranks[:1]
+    for place, rank in enumerate(ranks):
+        rows = _rows(config, shape, workload.with_(rank=rank), config.stage2.batch_sizes)
+        yield from rows
+        if all(row.process_bytes is not None and row.verdict is Verdict.DOES_NOT_FIT for row in rows):
+            why = f"{Verdict.DOES_NOT_FIT.value}: rank {rank} already does not, at any batch size"
+            for higher in ranks[place + 1 :]:
+                yield _blank(config, shape, workload.with_(rank=higher), why)
+            return
+
+
+def _blank(config: PickConfig, shape: ModelShape, workload: Workload, *rejected: str) -> Row:
+    variant = "" if workload.phase == "generate" else _variant(config, workload)
+    return Row(
+        model=shape.name, parameters=size_of(shape), workload=workload, variant=variant, rejected=tuple(rejected)
+    )
+
+
+def _variant(config: PickConfig, workload: Workload) -> str:
+    """Name what the config varies besides method, rank and batch size, as this workload has it."""
+    targets = workload.targets if isinstance(workload.targets, str) else "+".join(workload.targets or ())
+    checkpointing = "checkpointing" if workload.checkpointing else "no checkpointing"
+    axes = (
+        (config.targets, targets),
+        (config.attentions, workload.attention),
+        (config.optimizers, workload.optimizer),
+        (config.checkpointing, checkpointing),
+    )
+    return ", ".join(name for alternatives, name in axes if len(alternatives) > 1)
 
 
 def _rows(config: PickConfig, shape: ModelShape, workload: Workload, batch_sizes: tuple[int, ...]) -> list[Row]:
     """Try a setup at every batch size; what cannot be predicted is one row that says why."""
     limit_bytes = memory_limit(config, workload.phase)
     floor_bytes = weight_floor_bytes(shape, workload) + context_bytes(config.gpu)
-    blank = Row(model=shape.name, parameters=_size(shape), workload=workload)
+    blank = _blank(config, shape, workload)
     if floor_bytes > limit_bytes:
         why = f"weights alone take {format_bytes(floor_bytes)} of {format_bytes(limit_bytes)}"
         return [replace(blank, rejected=(why,))]
@@ -185,20 +215,26 @@ class _Setup:
 
     def __init__(self, config: PickConfig, workload: Workload) -> None:
         self.workload, self.gpu = workload, config.gpu
+        self.estimates: dict[int, Estimate] = {}
         try:
             self.scaled: Scaled | None = Scaled(workload)
         except NotAffine:
             self.scaled = None
 
+    @property
+    def trainable_params(self) -> int:
+        return self._whole(1).trainable_params if self.scaled is None else self.scaled.trainable_params
+
     def peak_bytes(self, batch: int) -> int:
-        if self.scaled is not None:
-            return self.scaled.allocated_peak_bytes(batch)
-        return estimate(self.workload.with_(batch_size=batch), self.gpu).allocated_peak_bytes
+        return self._whole(batch).allocated_peak_bytes if self.scaled is None else self.scaled.allocated_peak_bytes(batch)
 
     def times(self, batch: int) -> Times:
-        if self.scaled is not None:
-            return self.scaled.times(batch, self.gpu)
-        return estimate(self.workload.with_(batch_size=batch), self.gpu).times
+        return self._whole(batch).times if self.scaled is None else self.scaled.times(batch, self.gpu)
+
+    def _whole(self, batch: int) -> Estimate:
+        if batch not in self.estimates:
+            self.estimates[batch] = estimate(self.workload.with_(batch_size=batch), self.gpu)
+        return self.estimates[batch]
 
 
 def _judged(config: PickConfig, blank: Row, setup: _Setup, batch: int) -> Row:
@@ -208,7 +244,12 @@ def _judged(config: PickConfig, blank: Row, setup: _Setup, batch: int) -> Row:
     limit_bytes = memory_limit(config, workload.phase)
     verdict, reasons = _verdict(least, most, limit_bytes)
     row = replace(
-        blank, workload=workload, allocated_peak_bytes=peak_bytes, process_bytes=(least, most), verdict=verdict
+        blank,
+        workload=workload,
+        trainable_params=setup.trainable_params,
+        allocated_peak_bytes=peak_bytes,
+        process_bytes=(least, most),
+        verdict=verdict,
     )
     if verdict is Verdict.DOES_NOT_FIT:
         return replace(row, rejected=tuple(reasons))
@@ -225,9 +266,8 @@ def _verdict(least_bytes: int, most_bytes: int, limit_bytes: int) -> tuple[Verdi
     return verdict, [f"{verdict.value}: {needed} of {format_bytes(limit_bytes)}"]
 
 
-def _settled(config: PickConfig, row: Row) -> tuple[Row, Prediction]:
+def settled(config: PickConfig, row: Row) -> tuple[Row, Prediction]:
     """Predict a row in full, allocator replayed, which narrows its range."""
-    assert row.workload is not None
     prediction = predict(row.workload, config.gpu)
     process = prediction.process
     verdict, reasons = _verdict(process.low_bytes, process.high_bytes, memory_limit(config, row.workload.phase))
@@ -243,7 +283,6 @@ def _settled(config: PickConfig, row: Row) -> tuple[Row, Prediction]:
 
 
 def _timed(config: PickConfig, row: Row, times: Times, reasons: list[str]) -> Row:
-    assert row.workload is not None
     if row.workload.phase == "generate":
         time_s, limit_s, what = _seconds_per_token(row.workload, times), config.stage1.time_per_token_s, "a token takes"
     else:
@@ -279,63 +318,15 @@ def weight_floor_bytes(shape: ModelShape, workload: Workload) -> int:
     A quantized model keeps embeddings and head wide; counted as if they were narrow too, the floor stays a floor.
     """
     bits = {"none": 32 if workload.precision.endswith("mixed") or workload.precision == "fp32" else 16, "int8": 8}
-    return _size(shape) * bits.get(workload.quantization, 4) // 8
+    return size_of(shape) * bits.get(workload.quantization, 4) // 8
 
 
 def _choose(config: PickConfig, rows: list[Row]) -> tuple[Row | None, Prediction | None]:
     """Take the best row by the policy whose full prediction keeps the limits; `rows` take what such predictions found."""
     places = {id(row): index for index, row in enumerate(rows)}
-    for row in _by_policy(config, [row for row in rows if not row.rejected or row.undecided]):
-        settled, prediction = _settled(config, row)
-        rows[places[id(row)]] = settled
-        if not settled.rejected:
-            return settled, prediction
+    for row in by_policy(config, [row for row in rows if not row.rejected or row.undecided]):
+        found, prediction = settled(config, row)
+        rows[places[id(row)]] = found
+        if not found.rejected:
+            return found, prediction
     return None, None
-
-
-def ranked(config: PickConfig, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of stage 2 that satisfy every limit, best first by the policy."""
-    return _by_policy(config, [row for row in rows if not row.rejected])
-
-
-def _by_policy(config: PickConfig, satisfying: list[Row]) -> list[Row]:
-    setups: dict[tuple[object, ...], list[Row]] = {}
-    for row in satisfying:
-        setups.setdefault(_setup_of(row), []).append(row)
-    return sorted(satisfying, key=lambda row: _preference(config, row, setups[_setup_of(row)]))
-
-
-def _preference(config: PickConfig, row: Row, batches: list[Row]) -> tuple[float, ...]:
-    workload = row.workload
-    assert workload is not None
-    choice = MethodChoice(method=workload.method, quantization=workload.quantization)
-    useful = not _slower_than_needed(row, batches)
-    return (
-        -row.parameters,
-        LOSSINESS.index(workload.quantization),
-        config.methods.index(choice),
-        -workload.rank,
-        -useful,
-        -workload.batch_size,
-        row.time_s or 0.0,
-    )
-
-
-def _slower_than_needed(row: Row, batches: list[Row]) -> bool:
-    """Say whether a smaller batch of the same setup takes clearly less time: then this one is of no use."""
-    return row.time_s is not None and any(
-        other.time_s is not None and other.time_s * (1 + TIME_TOLERANCE) < row.time_s
-        for other in batches
-        if _batch(other) < _batch(row)
-    )
-
-
-def _batch(row: Row) -> int:
-    assert row.workload is not None
-    return row.workload.batch_size
-
-
-def _setup_of(row: Row) -> tuple[object, ...]:
-    """Tell a setup by what varies within one search, besides the batch size."""
-    assert row.workload is not None
-    return row.model, row.workload.method, row.workload.quantization, row.workload.rank

@@ -19,6 +19,9 @@ from whichlora_estimators.quantization import find_quantization
 from whichlora_estimators.units import GB
 from whichlora_estimators.workload import ATTENTIONS, PRECISIONS
 
+#: What the choice goes by, in this order, unless the config says otherwise (see docs/pick.md for each).
+POLICY = ("model", "weights", "method", "rank", "batch", "time")
+Targets = str | tuple[str, ...]
 #: Parameters above which fine-tuning checkpoints activations unless told otherwise.
 CHECKPOINTING_ABOVE = 1_000_000_000
 #: Names that join a method and a quantization.
@@ -68,8 +71,20 @@ class MethodChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Soft:
+    """How far limits might be moved if it were worth it: each one set is tried by itself, and its gain is told."""
+
+    memory_bytes: int | None = None
+    total_time_s: float | None = None
+    time_per_token_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PickConfig:
-    """What to choose among, and under which constraints."""
+    """What to choose among, and under which constraints.
+
+    The tuples from `methods` to `checkpointing` are alternatives, best-liked first; the search combines them all.
+    """
 
     gpu: Gpu
     models: tuple[str, ...]
@@ -78,15 +93,17 @@ class PickConfig:
     stage2: Stage2 = Stage2()
     methods: tuple[MethodChoice, ...] = (MethodChoice(method="lora"), MethodChoice(method="lora", quantization="nf4"))
     ranks: tuple[int, ...] = (16,)
-    targets: str | tuple[str, ...] | None = "all-linear"
+    targets: tuple[Targets, ...] = ("all-linear",)
+    attentions: tuple[str, ...] = ("sdpa",)
+    optimizers: tuple[str, ...] = ("adamw",)
+    checkpointing: tuple[bool | None, ...] = (None,)
     dropout: float = 0.0
     seq_len: int = 1024
     samples: int | None = None
     epochs: int = 1
     precision: str = "bf16-true"
-    attention: str = "sdpa"
-    optimizer: str = "adamw"
-    checkpointing: bool | None = None
+    policy: tuple[str, ...] = POLICY
+    soft: Soft = Soft()
 
 
 def read_config(path: Path) -> PickConfig:
@@ -119,10 +136,11 @@ def config_from_fields(fields: Mapping[str, Any]) -> PickConfig:
         "stage1": _stage1(stage1),
         "stage2": _stage2(stage2),
         "samples": _optional(dataset, "samples", "dataset.samples", _whole),
+        "soft": _soft(_section(fields, "soft", ("memory_gb", "total_time_mins", "time_per_token_ms"))),
     }
     for key, read in _PLAIN_KEYS.items():
         if fields.get(key) is not None:
-            config[key] = read(fields[key], key)
+            config[_RENAMED.get(key, key)] = read(fields[key], key)
     _check_tokenizers(config["tokenizers"], models)
     return _check_time(PickConfig(**config))
 
@@ -153,6 +171,15 @@ def _stage2(section: Mapping[str, Any]) -> Stage2:
         batch_sizes=_wholes(section, "batch_size", name) or Stage2().batch_sizes,
         total_time_s=_scaled(section, "total_time_mins", name, 60.0),
         peak_memory_bytes=_memory(section, name),
+    )
+
+
+def _soft(section: Mapping[str, Any]) -> Soft:
+    memory = _scaled(section, "memory_gb", "soft.", float(GB))
+    return Soft(
+        memory_bytes=None if memory is None else int(memory),
+        total_time_s=_scaled(section, "total_time_mins", "soft.", 60.0),
+        time_per_token_s=_scaled(section, "time_per_token_ms", "soft.", 1e-3),
     )
 
 
@@ -241,6 +268,15 @@ def _texts(section: Mapping[str, Any], key: str, name: str) -> list[str] | None:
     return values
 
 
+def _each(read: Callable[[Any, str], Any]) -> Callable[[Any, str], tuple[Any, ...]]:
+    """Accept one value or a list of alternatives."""
+
+    def read_all(value: Any, name: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(read(each, name) for each in _list(value, name)))
+
+    return read_all
+
+
 def _one_of(allowed: tuple[str, ...]) -> Callable[[Any, str], str]:
     def read(value: Any, name: str) -> str:
         if value not in allowed:
@@ -262,14 +298,28 @@ def _checkpointing(value: Any, name: str) -> bool | None:
     return value
 
 
-def _targets(value: Any, name: str) -> str | tuple[str, ...]:
+def _targets(value: Any, name: str) -> tuple[Targets, ...]:
+    """Read one set of targets (a list of names, or all-linear), or a list of alternative sets."""
+    values = _list(value, name)
+    if any(isinstance(each, list) or each == "all-linear" for each in values):
+        return tuple(dict.fromkeys(_target_set(each, name) for each in values))
+    return (_target_set(values, name),)
+
+
+def _target_set(value: Any, name: str) -> Targets:
     if value == "all-linear":
         return "all-linear"
-    return tuple(str(each) for each in _list(value, name))
+    names = _list(value, name)
+    if not all(isinstance(each, str) and each for each in names):
+        raise BadValue(f"{name} must hold module names", value=value, todo="Example: [q_proj, v_proj].")
+    return tuple(names)
 
 
-def _methods(value: Any, name: str) -> tuple[MethodChoice, ...]:
-    return tuple(dict.fromkeys(_method(each, name) for each in _list(value, name)))
+def _policy(value: Any, name: str) -> tuple[str, ...]:
+    names = tuple(_one_of(POLICY)(each, name) for each in _list(value, name))
+    if len(set(names)) < len(names):
+        raise BadValue(f"{name} names something twice", value=list(names), todo=f"Default: {', '.join(POLICY)}.")
+    return names
 
 
 def _method(value: Any, name: str) -> MethodChoice:
@@ -283,18 +333,21 @@ def _method(value: Any, name: str) -> MethodChoice:
 
 
 _PLAIN_KEYS: dict[str, Callable[[Any, str], Any]] = {
-    "methods": _methods,
+    "methods": _each(_method),
     "ranks": _whole_tuple,
     "targets": _targets,
     "dropout": _share,
     "seq_len": _whole,
     "epochs": _whole,
     "precision": _one_of(PRECISIONS),
-    "attention": _one_of(ATTENTIONS),
-    "optimizer": _optimizer,
-    "checkpointing": _checkpointing,
+    "attention": _each(_one_of(ATTENTIONS)),
+    "optimizer": _each(_optimizer),
+    "checkpointing": _each(_checkpointing),
+    "policy": _policy,
 }
-_TOP_KEYS = ("gpu", "stage1_profile", "stage2_profile", "dataset", *_PLAIN_KEYS)
+#: Keys that take one value or several, and the fields that hold them.
+_RENAMED = {"attention": "attentions", "optimizer": "optimizers"}
+_TOP_KEYS = ("gpu", "stage1_profile", "stage2_profile", "dataset", "soft", *_PLAIN_KEYS)
 _STAGE1_KEYS = (
     "model_names",
     "tokenizers",

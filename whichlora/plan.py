@@ -21,8 +21,9 @@ from whichlora_estimators.optimizers import find_optimizer
 from whichlora_estimators.quantization import find_quantization
 from whichlora_estimators.workload import Workload
 
-from .pick import PickResult, Row, memory_limit, ranked
+from .pick import PickResult, Row, memory_limit
 from .pickconfig import PickConfig, Stage1, Stage2
+from .policy import ranked
 from .records import from_json, to_json
 
 #: The layout of plan.json; one more with every change that an older reader would misread.
@@ -145,7 +146,6 @@ def _distance(config: PickConfig, row: Row) -> tuple[int, float, int]:
 
     Within these by how many times over the worse of the two limits they are, then by size.
     """
-    assert row.workload is not None
     if row.process_bytes is None:
         return 4, 0.0, row.parameters
     training = row.workload.phase == "train"
@@ -157,7 +157,6 @@ def _distance(config: PickConfig, row: Row) -> tuple[int, float, int]:
 
 
 def _candidate(config: PickConfig, row: Row, prediction: Prediction | None = None) -> Candidate:
-    assert row.workload is not None
     training = row.workload.phase == "train"
     samples = config.samples if training else None
     return Candidate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
 from math import ceil
 
@@ -35,7 +35,6 @@ def headline(result: PickResult) -> str:
     if result.choice is None or result.prediction is None:
         return _header(result, "Nothing satisfies every limit.", escape(_funnel(result)) + _named_misses(result))
     workload = result.choice.workload
-    assert workload is not None
     method = escape(method_name(workload.method, workload.quantization))
     rank = f", rank {workload.rank}" if find_method(workload.method).has_rank else ""
     sentence = (
@@ -196,8 +195,9 @@ def _assumptions(config: PickConfig) -> Iterator[str]:
         " larger models tend to be better; whether this one suits the task only an evaluation tells."
     )
     yield (
-        "Of the configurations of that model: the least lossy weights (unquantized, int8, then 4 bit), the method named"
-        " first in the config, the higher rank, the largest batch that no smaller one beats in time."
+        f"Configurations that satisfy every limit are compared by {', '.join(config.policy)}, in this order: the largest"
+        " model; the least lossy weights (unquantized, int8, then 4 bit); the method named first in the config; the"
+        " higher rank; the largest batch that no smaller one beats in time; the least time."
     )
     yield (
         f"All numbers are by formula for one {gpu.name} ({card_memory(gpu)}; {gpu.hbm_bytes_per_s / 1e9:,.0f} GB/s)."
@@ -211,7 +211,7 @@ def _assumptions(config: PickConfig) -> Iterator[str]:
     which = "all of its configurations keep" if config.stage1.satisfy == "all" else "any configuration keeps"
     stored = "not quantized" if config.stage1.quantization == "none" else f"quantized to {config.stage1.quantization}"
     yield (
-        f"Inference in {config.precision}, {stored}, attention {config.attention}. Time per token is prefill and"
+        f"Inference in {config.precision}, {stored}, attention {config.attentions[0]}. Time per token is prefill and"
         " decoding together over all tokens generated, of all sequences in the batch."
         f" A model serves if {which} the limits."
     )
@@ -223,14 +223,15 @@ def _assumptions(config: PickConfig) -> Iterator[str]:
 
 
 def _training_assumptions(config: PickConfig) -> Iterator[str]:
-    if config.checkpointing is None:
-        above = f"checkpointing of activations for models above {format_count(CHECKPOINTING_ABOVE)} parameters"
-    else:
-        above = f"{'' if config.checkpointing else 'no '}checkpointing of activations"
-    targets = config.targets if isinstance(config.targets, str) else ", ".join(config.targets or ("PEFT's default",))
+    above = {
+        None: f"checkpointing of activations for models above {format_count(CHECKPOINTING_ABOVE)} parameters",
+        True: "checkpointing of activations",
+        False: "no checkpointing of activations",
+    }
+    targets = (each if isinstance(each, str) else "+".join(each) for each in config.targets)
     yield (
-        f"Fine-tuning in {config.precision}, attention {config.attention}, optimizer {config.optimizer}, {above},"
-        f" adapters on {targets}, dropout {config.dropout:g}."
+        f"Fine-tuning in {config.precision}, attention {_or(config.attentions)}, optimizer {_or(config.optimizers)},"
+        f" {_or(above[each] for each in config.checkpointing)}, adapters on {_or(targets)}, dropout {config.dropout:g}."
     )
     length = f"Every sample is {config.seq_len:,} tokens long, no gradients are accumulated"
     if config.samples is None:
@@ -238,3 +239,7 @@ def _training_assumptions(config: PickConfig) -> Iterator[str]:
     else:
         epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
         yield f"{length}; {config.samples:,} samples, {epochs}. Loading, evaluation and saving take no time here."
+
+
+def _or(alternatives: Iterable[str]) -> str:
+    return " or ".join(alternatives)

@@ -94,18 +94,17 @@ def seconds_of(row: Row) -> float | None:
 
 def batch_of(row: Row) -> int | None:
     """Return the batch size; None for a row that stands for every batch size of its setup."""
-    assert row.workload is not None
     return None if row.process_bytes is None else row.workload.batch_size
 
 
 def setup_of(row: Row) -> str:
     """Say what a row tries besides its batch size: `QLoRA r16`, or `512+128` tokens of prompt and answer."""
-    assert row.workload is not None
     workload = row.workload
     if workload.phase == "generate":
         return f"{workload.prefill_len}+{workload.decode_len}"
     name = method_name(workload.method, workload.quantization)
-    return f"{name} r{workload.rank}" if find_method(workload.method).has_rank else name
+    ranked = f"{name} r{workload.rank}" if find_method(workload.method).has_rank else name
+    return f"{ranked}, {row.variant}" if row.variant else ranked
 
 
 def method_name(method: str, quantization: str) -> str:
@@ -117,7 +116,6 @@ def method_name(method: str, quantization: str) -> str:
 
 def describe(row: Row) -> str:
     """Name a row's setup and batch size: `QLoRA r16, batch 4`, `prompt+answer 512+128, batch 4`."""
-    assert row.workload is not None
     batch = batch_of(row)
     kind = "prompt+answer " if row.workload.phase == "generate" else ""
     return f"{kind}{setup_of(row)}, {'any batch' if batch is None else f'batch {batch}'}"

@@ -143,6 +143,12 @@ class Scaled:
         self.steps = (self.layers - shallow) / family.period
         self.known_times: dict[tuple[int, str], Times] = {}
 
+    @property
+    def trainable_params(self) -> int:
+        """Count the elements that train."""
+        shallow, deeper = (depth.timeline.trainable_params for depth in self.depths)
+        return int(shallow + self.steps * (deeper - shallow))
+
     def allocated_peak_bytes(self, batch_size: int) -> int:
         """Return the peak of allocated bytes at this batch size."""
         shallow, deeper = (depth.section_peaks(batch_size) for depth in self.depths)

@@ -51,8 +51,9 @@ def _stage(rows: tuple[Row, ...], show_all: bool) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     workload = row.workload
-    assert workload is not None
     length = f"{workload.prefill_len}+{workload.decode_len}" if workload.phase == "generate" else f"r{workload.rank}"
+    if row.variant:
+        length += f", {row.variant}"
     memory = "-" if row.process_bytes is None else format_bytes(row.process_bytes[1])
     time = "-" if row.time_s is None else format_seconds(row.time_s)
     return row.model, f"{row.method} {length}", str(workload.batch_size), memory, time, "; ".join(row.rejected) or "ok"
@@ -63,7 +64,6 @@ def _conclusion(result: PickResult) -> str:
     if result.choice is None or result.prediction is None:
         return f"Stage 1 kept: {kept}.\nNo configuration satisfies every limit; the reasons are in the tables."
     workload = result.choice.workload
-    assert workload is not None
     time = "" if result.choice.time_s is None else f", {format_seconds(result.choice.time_s)} in all"
     chosen = (
         f"{result.choice.model} with {result.choice.method}, rank {workload.rank}, batch size {workload.batch_size}"

@@ -1,0 +1,90 @@
+"""Which of several configurations that satisfy every limit is the best, and which of them are worth a look.
+
+The policy is a list of criteria, each looked at only where the ones before it leave a tie. By default: the largest base
+model; the least lossy storage of its weights (none, int8, then 4 bit); the method named first in the config; the higher
+rank; the largest useful batch (no smaller one is clearly quicker); the least time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .pickconfig import MethodChoice, PickConfig
+
+if TYPE_CHECKING:
+    from .pick import Row
+
+#: A batch is useful while no smaller one of the same setup saves more than this share of the time.
+TIME_TOLERANCE = 0.05
+LOSSINESS = ("none", "int8", "nf4", "fp4")
+
+#: A criterion: smaller is better. It sees the config, the row, and the rows that differ from it in batch size only.
+Criterion = Callable[[PickConfig, "Row", Sequence["Row"]], tuple[float, ...]]
+
+CRITERIA: Mapping[str, Criterion] = {
+    "model": lambda config, row, batches: (-row.parameters,),
+    "weights": lambda config, row, batches: (LOSSINESS.index(row.workload.quantization),),
+    "method": lambda config, row, batches: (config.methods.index(_method(row)),),
+    "rank": lambda config, row, batches: (-row.workload.rank,),
+    "batch": lambda config, row, batches: (slower_than_needed(row, batches), -row.workload.batch_size),
+    "time": lambda config, row, batches: (row.time_s or row.step_s or 0.0,),
+}
+
+
+def ranked(config: PickConfig, rows: Iterable[Row]) -> list[Row]:
+    """Return the rows of stage 2 that satisfy every limit, best first by the policy."""
+    return by_policy(config, [row for row in rows if not row.rejected])
+
+
+def by_policy(config: PickConfig, rows: Sequence[Row]) -> list[Row]:
+    """Return rows best first; what no criterion tells apart stays in the order tried."""
+    setups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        setups.setdefault(_setup(row), []).append(row)
+
+    def preference(row: Row) -> list[tuple[float, ...]]:
+        return [CRITERIA[name](config, row, setups[_setup(row)]) for name in config.policy]
+
+    return sorted(rows, key=preference)
+
+
+def slower_than_needed(row: Row, batches: Iterable[Row]) -> bool:
+    """Say whether a smaller batch of the same setup takes clearly less time: then this one is of no use."""
+    return row.time_s is not None and any(
+        other.time_s is not None and other.time_s * (1 + TIME_TOLERANCE) < row.time_s
+        for other in batches
+        if other.workload.batch_size < row.workload.batch_size
+    )
+
+
+def frontier(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows that no other one beats, largest model first: none has at least its size, memory and time.
+
+    Of rows that satisfy every limit. Memory is the upper end of the process bytes; where there is no data set, time is
+    that of a step for one sample. Rows that tie in all three stand for one another; the first tried is kept.
+    """
+    kept: list[Row] = []
+    for row in sorted((row for row in rows if not row.rejected), key=_costs):
+        if not any(_beats(other, row) for other in kept):
+            kept.append(row)
+    return kept
+
+
+def _costs(row: Row) -> tuple[float, float, float]:
+    assert row.process_bytes is not None
+    time_s = row.time_s if row.time_s is not None else (row.step_s or 0.0) / row.workload.batch_size
+    return -row.parameters, time_s, row.process_bytes[1]
+
+
+def _beats(other: Row, row: Row) -> bool:
+    return all(theirs <= ours for theirs, ours in zip(_costs(other), _costs(row), strict=True))
+
+
+def _method(row: Row) -> MethodChoice:
+    return MethodChoice(method=row.workload.method, quantization=row.workload.quantization)
+
+
+def _setup(row: Row) -> tuple[object, ...]:
+    """Tell a setup by what varies within one search, besides the batch size."""
+    return row.model, _method(row), row.workload.rank, row.variant
