@@ -14,16 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
+from benchmarks.published_rows import PublishedRow, Row, Unmapped, map_row, source_name, trusted
 from whichlora_estimators import layers, ops, products
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.gpus import Gpu, find_gpu
-from whichlora_estimators.models import load_model
 from whichlora_estimators.roofline import RooflineConstants, lane_times
 from whichlora_estimators.tape import BF16, FP32, Dtype, Kernel, Leaf, Tape, Tensor
 from whichlora_estimators.timeline import Timeline, lay
 from whichlora_estimators.workload import Workload, workload_from_json
-
-Row = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,30 +180,8 @@ FORWARD_ONLY = {"layer_norm", "fused_add_rms_norm"}
 # Whole steps ----------------------------------------------------------------------------------------------------------
 
 
-class Unmapped(Exception):
-    """Why a published row says nothing that can be predicted without guessing."""
-
-
-FRAMEWORKS = {"none": True, "baseline-peft-bnb": True, "accelerated-peft-bnb": False}
-PRECISIONS = {"float16 pure": "fp16-true", "bfloat16 pure": "bf16-true", "float16": "fp16-true", "bf16": "bf16-true"}
-PRECISIONS |= {
-    "float16 AMP fp16": "fp16-mixed",
-    "bfloat16 AMP bf16": "bf16-mixed",
-    "bf16 base; adapter fp32": "bf16-true",
-}
-QUANTIZATIONS = {
-    "none": ("none", False),
-    "nf4": ("nf4", False),
-    "nf4+dq": ("nf4", True),
-    "fp4 (bnb default)": ("fp4", False),
-}
-ATTENTIONS = {"eager": "eager", "flash_attention_2": "sdpa", "bettertransformer sdpa": "sdpa"}
-ATTENTIONS |= {"sdpa (default)": "sdpa", "sdpa (transformers default)": "sdpa"}
-METHODS = {"full": "full", "lora": "lora", "qlora": "lora", "dora": "dora", "none": "lora"}
 #: Shapes given as an argument, for models that the registry lacks.
 MODELS: dict[str, dict[str, Any]] = {}
-#: PEFT's MetaMathQA batches of 4 have 878 tokens on average, padding included.
-PEFT_SEQ_LEN = 220
 Parts = tuple[tuple[float, tuple[Kernel, ...]], ...]
 
 
@@ -213,22 +189,51 @@ def published_cases(rows: Iterable[Row]) -> tuple[list[Case], Counter[str]]:
     """Map runs to workloads, a case a cell (its median over dates), and count the reasons where that needs guessing."""
     cells: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["time_value"] and "time" in row["trusted_for"].split() and row["n_gpus"] == "1":
+        if row["time_value"] and trusted(row, "time"):
             cells[row["cell"], row["time_metric"]].append(row)
     cases, reasons = [], Counter[str]()
     for group in cells.values():
-        source = next((name for name in SOURCES if group[0]["source"].startswith(name)), "")
         try:
-            mapped = [SOURCES[source](row) for row in group] if source else _unmapped("no mapping for this source")
-            case = replace(mapped[0], measured_s=statistics.median(case.measured_s for case in mapped))
-            cases.append(_plausible(case))
+            mapped = [map_row(row, MODELS) for row in group]
+            case = published_case(mapped[0])
+            seconds = statistics.median(each.time.seconds for each in mapped if each.time)
+            cases.append(_plausible(replace(case, measured_s=seconds)))
         except (Unmapped, WhichloraError, TypeError) as error:
-            reasons[f"{source or group[0]['source'][:30]}: {error}"] += 1
+            reasons[f"{source_name(group[0])}: {error}"] += 1
     return cases, reasons
 
 
-def _unmapped(reason: str) -> Any:
-    raise Unmapped(reason)
+def published_case(mapped: PublishedRow) -> Case:
+    """Return the launches that a published time is the time of. Raises Unmapped where the tape does not tell them."""
+    row, workload, time = mapped.row, mapped.workload, mapped.time
+    if time is None:
+        raise Unmapped(f"no time of a step or a token: {row['time_metric']}")
+    if mapped.source == "bitsandbytes" and workload.quantization != "none":
+        raise Unmapped("the tape counts dequantized bytes for products that read packed weights")
+    if mapped.source == "qwen3" and workload.prefill_len > 1:
+        raise Unmapped("flash_attention_2 over long caches, which does not split the keys")
+    timeline = _timeline(workload)
+    parts = [
+        (time.steps, _kernels(timeline, "forward", "backward", "optimizer step")),
+        (time.micro_steps, _kernels(timeline, "forward", "backward")),
+        (time.optimizer_steps, _kernels(timeline, "optimizer step")),
+        (time.prefills, _kernels(timeline, "prefill")),
+        *_decode(timeline, time.decoded_tokens),
+    ]
+    gpu = mapped.gpu
+    if mapped.source == "optimum-benchmark":
+        gpu = replace(gpu, slug="a100-dgx-station", power_w=DGX_STATION_W)
+    name = " ".join([row["model_id"], row["method"], row["quant"], f"bs{row['micro_batch_size']}", row["seq_len"][:24]])
+    happened = tuple((count, kernels) for count, kernels in parts if count)
+    return Case(source=_part_of(mapped), gpu=gpu, name=name, measured_s=time.seconds, parts=happened)
+
+
+def _part_of(mapped: PublishedRow) -> str:
+    """Tell apart what optimum-benchmark timed."""
+    if mapped.source != "optimum-benchmark" or mapped.time is None:
+        return mapped.source
+    generated = "generate" if mapped.time.decoded_tokens else "forward"
+    return f"{mapped.source} {'training' if mapped.time.steps else generated}"
 
 
 def _plausible(case: Case) -> Case:
@@ -237,34 +242,6 @@ def _plausible(case: Case) -> Case:
     if flops / case.measured_s > max(rates.bf16 or 0, rates.fp16 or 0, rates.fp32):
         raise Unmapped("faster than the rated FLOP/s of the card")
     return case
-
-
-def _case(row: Row, source: str, measured_s: float, parts: Parts) -> Case:
-    gpu = find_gpu(row["gpu"].split("(")[0])
-    name = " ".join([row["model_id"], row["method"], row["quant"], f"bs{row['micro_batch_size']}", row["seq_len"][:24]])
-    return Case(source=source, gpu=gpu, name=name, measured_s=measured_s, parts=parts)
-
-
-def _known(table: Mapping[str, Any], row: Row, column: str) -> Any:
-    return table[row[column]] if row[column] in table else _unmapped(f"{column} {row[column]!r}")
-
-
-def _workload(row: Row, **changes: Any) -> Workload:
-    quantization, double = _known(QUANTIZATIONS, row, "quant")
-    targets = tuple(name for name in row["target_modules"].split(" (")[0].split() if name.endswith("_proj"))
-    return Workload(
-        model=row["model_id"],
-        config=MODELS.get(row["model_id"]) or load_model(row["model_id"], offline=True).config,
-        method=_known(METHODS, row, "method"),
-        rank=int(float(row["rank"] or 8)),
-        targets="all-linear" if row["target_modules"] == "all-linear" else targets or None,
-        precision=_known(PRECISIONS, row, "dtype"),
-        attention=_known(ATTENTIONS, row, "attn_impl"),
-        quantization=quantization,
-        double_quantization=double,
-        checkpointing=row["grad_checkpointing"] == "yes",
-        batch_size=int(row["micro_batch_size"]),
-    ).with_(**changes)
 
 
 @cache
@@ -281,85 +258,12 @@ def _kernels(timeline: Timeline, *labels: str) -> tuple[Kernel, ...]:
     return tuple(k for s in segments for k in timeline.tape.kernels[s.first.kernel : s.last.kernel])
 
 
-def _step(workload: Workload) -> Parts:
-    return ((1.0, _kernels(_timeline(workload), "forward", "backward", "optimizer step")),)
-
-
-def _generation(workload: Workload, prefill: float, decode: float) -> Parts:
-    """Weigh prefill and the decode steps, of which first and last stand for all: time is linear in the cache."""
-    timeline = _timeline(workload.with_(phase="generate"))
-    parts = [(prefill, _kernels(timeline, "prefill"))] if prefill else []
-    if decode:
-        steps = [segment.label for segment in timeline.order if segment.label.startswith("decode")]
-        parts += [(decode / 2, _kernels(timeline, label)) for label in (steps[0], steps[-1])]
-    return tuple(parts)
+def _decode(timeline: Timeline, tokens: float) -> list[tuple[float, tuple[Kernel, ...]]]:
+    """Let the first and the last decode step stand for all: time is linear in the cache."""
+    steps = [segment.label for segment in timeline.order if segment.label.startswith("decode")]
+    return [(tokens / 2, _kernels(timeline, label)) for label in (steps[0], steps[-1])] if tokens else []
 
 
 #: optimum-benchmark ran on a machine with one EPYC 7742 and 512 GiB (its environment records): a DGX Station A100.
 #: nvidia-smi shows a limit of 275 W for each of its cards.
 DGX_STATION_W = 275.0
-
-
-def _fms(row: Row) -> Case:
-    framework = row["notes"].split(";")[0].removeprefix("framework_config=")
-    seq_len = int(row["seq_len"].split()[1])
-    prepared = FRAMEWORKS[framework] if framework in FRAMEWORKS else _unmapped(f"framework {framework}")
-    workload = _workload(row, seq_len=seq_len, kbit_preparation=prepared)
-    return _case(row, "fms-acceleration", workload.batch_size * seq_len / float(row["time_value"]), _step(workload))
-
-
-def _optimum(row: Row) -> Case:
-    case = _optimum_case(row)
-    return replace(case, gpu=replace(case.gpu, slug="a100-dgx-station", power_w=DGX_STATION_W))
-
-
-def _optimum_case(row: Row) -> Case:
-    value = float(row["time_value"])
-    if row["phase"] == "train":
-        # its backend at that time called PEFT without k-bit preparation
-        workload = _workload(row, seq_len=int(row["seq_len"]), kbit_preparation=False)
-        return _case(row, "optimum-benchmark training", workload.batch_size / value, _step(workload))
-    words = row["seq_len"].split()  # "prompt 256 + 512 new": in these versions prefill computes every position's logits
-    new = int(words[3]) if len(words) > 3 else 1
-    workload = _workload(row, prefill_len=int(words[1]), decode_len=new, last_logits_only=False)
-    source = "optimum-benchmark generate" if new > 1 else "optimum-benchmark forward"
-    return _case(row, source, value, _generation(workload, 1, new - 1))
-
-
-def _peft(row: Row) -> Case:
-    if row["time_metric"] != "mean step time s":
-        raise Unmapped(row["time_metric"])
-    parts = _step(_workload(row, seq_len=PEFT_SEQ_LEN, padded=True))
-    return _case(row, "peft", float(row["time_value"]), parts)
-
-
-def _bitsandbytes(row: Row) -> Case:
-    if row["quant"] != "none":
-        raise Unmapped("the tape counts dequantized bytes for products that read packed weights")
-    workload = _workload(row, prefill_len=64, decode_len=64)
-    return _case(row, "bitsandbytes", float(row["time_value"]), _generation(workload, 0, 1))
-
-
-def _qwen3(row: Row) -> Case:
-    if not row["seq_len"].startswith("prompt 1 "):
-        raise Unmapped("flash_attention_2 over long caches, which does not split the keys")
-    workload = _workload(row, prefill_len=1, decode_len=2048)
-    return _case(row, "qwen3", 2049 / float(row["time_value"]), _generation(workload, 1, 2047))
-
-
-def _philschmid(row: Row) -> Case:
-    timeline = _timeline(_workload(row, seq_len=2048, precision="bf16-mixed", dropout=0.05))
-    steps = int(row["n_tokens_or_samples"].split()[0])
-    micro = steps * int(row["grad_accum"])
-    parts = ((micro, _kernels(timeline, "forward", "backward")), (steps, _kernels(timeline, "optimizer step")))
-    return _case(row, "philschmid", float(row["time_value"]), parts)
-
-
-SOURCES: dict[str, Callable[[Row], Case]] = {
-    "foundation-model-stack": _fms,
-    "huggingface/optimum-benchmark": _optimum,
-    "huggingface/peft method_comparison": _peft,
-    "bitsandbytes": _bitsandbytes,
-    "QwenLM/Qwen3": _qwen3,
-    "philschmid": _philschmid,
-}
