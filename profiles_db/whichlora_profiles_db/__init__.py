@@ -1,20 +1,24 @@
 """What was measured, by whom and where, kept for good: the measurement, and the store of them in one DuckDB file."""
 
 from .environment import Environment, environment_from_json, environment_to_json, local_environment
-from .errors import NotAStore, StoreBusy, StoreError, StoreTooNew, UnknownMeasurement
+from .errors import BadPack, NotAStore, StoreBusy, StoreError, StoreTooNew, UnknownMeasurement
 from .filters import Filters
 from .location import default_path
 from .measurement import Measurement, PhasePeak, measurement_from_json, measurement_to_json
+from .packs import Manifest, Pack, export_pack, read_manifest, read_pack, write_pack
 from .store import GroupStats, Store, StoreStats, open_store
 from .times import TimeStats
 from .workload_form import config_id, workload_id, workload_to_json
 
 __all__ = [
+    "BadPack",
     "Environment",
     "Filters",
     "GroupStats",
+    "Manifest",
     "Measurement",
     "NotAStore",
+    "Pack",
     "PhasePeak",
     "Store",
     "StoreBusy",
@@ -27,10 +31,14 @@ __all__ = [
     "default_path",
     "environment_from_json",
     "environment_to_json",
+    "export_pack",
     "local_environment",
     "measurement_from_json",
     "measurement_to_json",
     "open_store",
+    "read_manifest",
+    "read_pack",
     "workload_id",
     "workload_to_json",
+    "write_pack",
 ]

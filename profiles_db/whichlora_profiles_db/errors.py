@@ -37,3 +37,7 @@ class StoreTooNew(StoreError):
 
 class UnknownMeasurement(StoreError):
     """An id that names no measurement of the store, or several."""
+
+
+class BadPack(StoreError):
+    """A pack that is damaged, is something else, or holds what cannot be; nothing of it was taken."""

@@ -15,7 +15,8 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,30 +44,57 @@ _recognized: dict[Path, tuple[int, int] | None] = {}  # device and inode of file
 _locks_guard = threading.Lock()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What a connection may reach beside its own file: `files` by their path, other DuckDB files as `databases`.
+
+    Everything else, and every other setting, is closed before the first statement runs.
+    """
+
+    files: tuple[Path, ...] = ()
+    databases: Mapping[str, Path] = field(default_factory=dict)
+    memory_bytes: int = 1 << 30
+
+    def open(self, connection: DuckDBPyConnection) -> None:
+        """Open the databases read-only, allow the files, and lock the rest out."""
+        for name, path in self.databases.items():
+            connection.execute(f'ATTACH {quoted(str(path))} AS "{name}" (READ_ONLY)')
+        connection.execute(f"SET allowed_paths = [{', '.join(quoted(str(path)) for path in self.files)}]")
+        connection.execute("SET enable_external_access = false")
+        connection.execute(f"SET memory_limit = '{self.memory_bytes} B'")
+        connection.execute("SET lock_configuration = true")
+
+
+def quoted(text: str) -> str:
+    """Return a text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 @contextlib.contextmanager
-def reading(path: Path, *, wait_s: float) -> Iterator[DuckDBPyConnection]:
+def reading(path: Path, *, wait_s: float, outside: Outside | None = None) -> Iterator[DuckDBPyConnection]:
     """Open an existing store read-only, at the latest schema, and close it afterwards.
 
-    Raises StoreBusy, NotAStore, StoreTooNew or StoreError.
+    `outside` names what else SQL may reach. Raises StoreBusy, NotAStore, StoreTooNew or StoreError.
     """
     deadline = _Deadline(wait_s)
     _recognize(path, deadline)
-    with _opened(path, deadline, read_only=True) as connection:
+    with _opened(path, deadline, read_only=True, outside=outside) as connection:
         migrations.schema_number(connection, path)  # another process may have upgraded it since we first looked
         yield connection
 
 
 @contextlib.contextmanager
-def writing(path: Path, *, wait_s: float) -> Iterator[DuckDBPyConnection]:
+def writing(path: Path, *, wait_s: float, outside: Outside | None = None) -> Iterator[DuckDBPyConnection]:
     """Open a store, made if absent, for one transaction: committed at the end, rolled back on any exception.
 
-    When this returns, what was written is on disk. Raises StoreBusy, NotAStore, StoreTooNew or StoreError.
+    `outside` names what else SQL may reach. When this returns, what was written is on disk.
+    Raises StoreBusy, NotAStore, StoreTooNew or StoreError.
     """
     deadline = _Deadline(wait_s)
     if not exists(path):
         _create(path, deadline)
     _recognize(path, deadline)
-    with _opened(path, deadline, read_only=False) as connection:
+    with _opened(path, deadline, read_only=False, outside=outside) as connection:
         migrations.migrate(connection, path)
         connection.execute("BEGIN TRANSACTION")
         yield connection
@@ -102,12 +130,16 @@ class _Deadline:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, deadline: _Deadline, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
+def _opened(
+    path: Path, deadline: _Deadline, *, read_only: bool, outside: Outside | None = None
+) -> Iterator[DuckDBPyConnection]:
     import duckdb
 
     with _only_us(path, deadline):
-        connection = _connect(path, deadline, read_only=read_only)
+        connection = _connect(path, deadline, read_only=read_only, reaches_out=outside is not None)
         try:
+            if outside:
+                outside.open(connection)
             yield connection
         except duckdb.Error as error:
             done = "read" if read_only else "written"
@@ -130,13 +162,17 @@ def _only_us(path: Path, deadline: _Deadline) -> Iterator[None]:
         lock.release()
 
 
-def _connect(path: Path, deadline: _Deadline, *, read_only: bool) -> DuckDBPyConnection:
+def _connect(path: Path, deadline: _Deadline, *, read_only: bool, reaches_out: bool = False) -> DuckDBPyConnection:
     import duckdb
+
+    config = settings()
+    if reaches_out:  # closed by `Outside.open`, once it has opened what it names
+        del config["enable_external_access"]
 
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
-            return duckdb.connect(str(path), read_only=read_only, config=_config())
+            return duckdb.connect(str(path), read_only=read_only, config=config)
         except duckdb.Error as error:
             if not _TAKEN.search(str(error)):
                 raise _cannot_open(path, error) from error
@@ -146,7 +182,7 @@ def _connect(path: Path, deadline: _Deadline, *, read_only: bool) -> DuckDBPyCon
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def _config() -> dict[str, str | bool | int | float | list[str]]:
+def settings() -> dict[str, str | bool | int | float | list[str]]:
     """Return DuckDB's settings: nothing from the network or from other files, a file that DuckDB 1.2 can read."""
     return {
         "threads": min(4, os.cpu_count() or 1),
