@@ -21,13 +21,16 @@ from whichlora_estimators.optimizers import find_optimizer
 from whichlora_estimators.quantization import find_quantization
 from whichlora_estimators.workload import Workload
 
+from .advice import Advice
+from .finetune.settings import Finetune
 from .pick import PickResult, Row, memory_limit
 from .pickconfig import PickConfig, Stage1, Stage2
+from .pickdata import tokenizer_of
 from .policy import ranked
 from .records import from_json, to_json
 
 #: The layout of plan.json; one more with every change that an older reader would misread.
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,7 @@ class Plan:
     """What a search found: `survivors` satisfy every limit, best first, so that the first one is the choice.
 
     `misses` holds, for each model larger than the choice (for every one if there is none), what came closest. `models`
-    maps the names of all models in the plan to their config.json.
+    maps the names of all models in the plan to their config.json; `finetune` holds what else fine-tuning needs.
     """
 
     whichlora: str
@@ -89,6 +92,7 @@ class Plan:
     survivors: tuple[Candidate, ...]
     misses: tuple[Candidate, ...]
     models: Mapping[str, Mapping[str, Any]]
+    finetune: Finetune
 
 
 def make_plan(result: PickResult) -> Plan:
@@ -110,7 +114,23 @@ def make_plan(result: PickResult) -> Plan:
         survivors=() if choice is None else (choice, *others),
         misses=missed,
         models={each.workload.model: each.workload.config for each in candidates},
+        finetune=_finetune(config, sorted({each.workload.model for each in candidates})),
     )
+
+
+def _finetune(config: PickConfig, models: list[str]) -> Finetune:
+    """Hand on data, training, tokenizers, and where models that are local files lie, whoever reads the plan from where."""
+    return Finetune(
+        data=config.data,
+        training=config.training,
+        tokenizers={name: _absolute(tokenizer_of(config, name)) for name in models},
+        paths={name: path for name in models if (path := _absolute(name)) != name or Path(name).is_absolute()},
+    )
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def survivors(result: PickResult) -> list[Row]:
@@ -279,7 +299,7 @@ def _read_workload(models: Mapping[str, Any], value: Any, where: str) -> Workloa
 # --- the folder ---
 
 
-def write_outputs(result: PickResult, folder: Path) -> list[Path]:
+def write_outputs(result: PickResult, folder: Path, advice: Advice | None = None) -> list[Path]:
     """Write report.html and plan.json to a folder, new or not, and return their paths.
 
     All is made in a temporary folder first; then a new folder appears whole, and in an old one each file is replaced
@@ -287,7 +307,7 @@ def write_outputs(result: PickResult, folder: Path) -> list[Path]:
     """
     from .report import report_html
 
-    texts = {"report.html": report_html(result), "plan.json": json.dumps(plan_from(result), indent=1) + "\n"}
+    texts = {"report.html": report_html(result, advice), "plan.json": json.dumps(plan_from(result), indent=1) + "\n"}
     try:
         _publish(texts, folder.resolve())
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13

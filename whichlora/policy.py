@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: A batch is useful while no smaller one of the same setup saves more than this share of the time.
 TIME_TOLERANCE = 0.05
+#: Memory and times that differ by less are alike: no prediction tells them apart.
+ALIKE = 0.01
 LOSSINESS = ("none", "int8", "nf4", "fp4")
 
 #: A criterion: smaller is better. It sees the config, the row, and the rows that differ from it in batch size only.
@@ -59,10 +61,10 @@ def slower_than_needed(row: Row, batches: Iterable[Row]) -> bool:
 
 
 def frontier(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows that no other one beats, largest model first: none has at least its size, memory and time.
+    """Return the rows that no other one beats in size, memory and time (Pareto), largest model first, fastest first.
 
     Of rows that satisfy every limit. Memory is the upper end of the process bytes; where there is no data set, time is
-    that of a step for one sample. Rows that tie in all three stand for one another; the first tried is kept.
+    that of a step for one sample. What differs by less than ALIKE in memory and time counts as equal, and one is kept.
     """
     kept: list[Row] = []
     for row in sorted((row for row in rows if not row.rejected), key=_costs):
@@ -78,7 +80,8 @@ def _costs(row: Row) -> tuple[float, float, float]:
 
 
 def _beats(other: Row, row: Row) -> bool:
-    return all(theirs <= ours for theirs, ours in zip(_costs(other), _costs(row), strict=True))
+    (size, *theirs), (least, *ours) = _costs(other), _costs(row)
+    return size <= least and all(their <= our * (1 + ALIKE) for their, our in zip(theirs, ours, strict=True))
 
 
 def _method(row: Row) -> MethodChoice:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from importlib import resources
 
+from .advice import Advice
 from .pick import PickResult, Row
+from .report_advice import advice_list, data_figure, frontier_table, rank_figure
 from .report_answer import asked, assumptions, breakdown, headline, numbers, title
 from .report_charts import (
     DOTS,
@@ -30,7 +33,7 @@ COLOURED = 7
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def report_html(result: PickResult) -> str:
+def report_html(result: PickResult, advice: Advice | None = None) -> str:
     """Write the page of a search: plotly.js is in it, nothing is loaded, all names are escaped."""
     from plotly.offline import get_plotlyjs
 
@@ -49,7 +52,7 @@ def report_html(result: PickResult) -> str:
 </head>
 <body>
 <main>
-{_body(result)}
+{_body(result, advice)}
 </main>
 <script>{_TOUCH}</script>
 </body>
@@ -64,19 +67,40 @@ if (matchMedia("(pointer: coarse)").matches)
 """
 
 
-def _body(result: PickResult) -> str:
+def _body(result: PickResult, advice: Advice | None) -> str:
     stages = stages_of(result)
     parts = [headline(result), asked(result)]
     if result.choice is not None and result.prediction is not None:
         parts += [numbers(result, result.choice, result.prediction), breakdown(result, result.prediction)]
+    if advice is not None and (said := advice_list(advice)):
+        parts.append(_section("What it hangs on", said))
+    if any(not row.rejected for row in result.stage2):
+        note = "No other configuration is at least as large, as lean and as quick. Differences below a percent count as none."
+        parts.append(_section("The frontier", _note(note), frontier_table(result)))
     note = "Largest first. Both stages count configurations that satisfy their limits, out of those tried."
     parts.append(_section("Every model", _note(note), models_table(result, stages)))
     parts += [_charts(result, stage) for stage in stages if stage.rows]
+    parts += _costs(result, advice)
     for stage in stages:
         table = rows_table(stage) if stage.rows else _note("No model came this far.")
         parts.append(_section(f"All configurations of {stage.title.lower()}", table))
     parts.append(assumptions(result))
     return "\n".join(parts)
+
+
+def _costs(result: PickResult, advice: Advice | None) -> Iterator[str]:
+    if any(not row.rejected for row in result.stage2):
+        text = (
+            "The largest models, each at its quickest configuration within every limit. Loading, evaluation left out."
+        )
+        yield _section("Data sets", _figure("data", "fine-tuning time against data size", text, data_figure(result)))
+    if result.choice is not None and advice is not None and len(advice.ranks) > 1:
+        text = (
+            "The chosen setup at other ranks; the chosen one is large. A rank changes what an adapter can learn, which"
+            " nothing here predicts: these are its costs."
+        )
+        figure = rank_figure(advice.ranks, result.choice.workload.rank)
+        yield _section("Ranks", _figure("ranks", "adapter size, memory and time against rank", text, figure, 640))
 
 
 def _section(name: str, *parts: str) -> str:

@@ -37,8 +37,9 @@ def headline(result: PickResult) -> str:
     workload = result.choice.workload
     method = escape(method_name(workload.method, workload.quantization))
     rank = f", rank {workload.rank}" if find_method(workload.method).has_rank else ""
+    variant = f", {escape(result.choice.variant)}" if result.choice.variant else ""
     sentence = (
-        f"Fine-tune <strong>{escape(result.choice.model)}</strong> with <strong>{method}</strong>{rank},"
+        f"Fine-tune <strong>{escape(result.choice.model)}</strong> with <strong>{method}</strong>{rank}{variant},"
         f" at batch size {workload.batch_size}."
     )
     return _header(result, sentence, escape(f"{_cost(result, result.choice, result.prediction)} {_funnel(result)}"))

@@ -174,18 +174,18 @@ def _crosses(grid: _Grid, rows: Sequence[Row | None], crossed: list[bool], model
 
 
 def _bar_layout(axis: Axis, tallest: float, places: int, grouped: str) -> dict[str, Any]:
-    layout = _layout()
+    layout = bare_layout()
     layout["barmode"] = "group"
     layout["bargap"] = max(0.25, 0.8 - 0.06 * places)
     layout["xaxis"] |= {
         "type": "multicategory",
-        **_title(f"batch size, by {grouped}"),
+        **titled(f"batch size, by {grouped}"),
         "showgrid": False,
         "tickangle": 0,
         "fixedrange": True,
     }
     layout["yaxis"] |= {
-        **_title(axis.title),
+        **titled(axis.title),
         "range": [0, _top(axis, tallest)],
         "fixedrange": True,
     }
@@ -209,14 +209,14 @@ def _with_limit(figure: Figure, axis: Axis) -> Figure:
     if axis.limit is None:
         return figure
     if axis.limit <= figure["layout"]["yaxis"]["range"][1]:
-        return _with_lines(figure, y=axis)
+        return with_limits(figure, y=axis)
     text = f"the limit of {axis.limit_text} lies above this chart"
     note = {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "showarrow": False}
     figure["layout"]["annotations"] = [note | {"font": {"color": LIMIT}}]
     return figure
 
 
-def _with_lines(figure: Figure, **axes: Axis) -> Figure:
+def with_limits(figure: Figure, **axes: Axis) -> Figure:
     """Draw the limits of these axes as dashed lines from edge to edge, with their values at the near end."""
     layout = figure["layout"]
     limits = {name: axis for name, axis in axes.items() if axis.limit is not None}
@@ -258,8 +258,8 @@ def model_bars(stage: Stage, *, what: str) -> Figure:
             values[row.model].append((value / axis.scale, not row.rejected))
     every = {names[model]: [value for value, _ in found] for model, found in values.items()}
     satisfying = {names[model]: [value for value, kept in found if kept] for model, found in values.items()}
-    layout = _layout(height=110 + 24 * len(names))
-    layout["xaxis"] |= _title(axis.title) | {"fixedrange": True}
+    layout = bare_layout(height=110 + 24 * len(names))
+    layout["xaxis"] |= titled(axis.title) | {"fixedrange": True}
     layout["xaxis"]["range"] = [0, _top(axis, _tallest(every.values()))]
     order = [escape(names[model]) for model in stage.models]
     layout["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": order}
@@ -267,7 +267,7 @@ def model_bars(stage: Stage, *, what: str) -> Figure:
     layout["barmode"] = "overlay"
     bars = [_spans(every, "all configurations", 0.35), _spans(satisfying, "those within every limit", 1.0)]
     figure = {"data": [*bars, _model_crosses([name for name, found in every.items() if not found])], "layout": layout}
-    return figure if axis.limit is None or axis.limit > layout["xaxis"]["range"][1] else _with_lines(figure, x=axis)
+    return figure if axis.limit is None or axis.limit > layout["xaxis"]["range"][1] else with_limits(figure, x=axis)
 
 
 def _spans(values: dict[str, list[float]], name: str, opacity: float) -> dict[str, Any]:
@@ -314,11 +314,11 @@ def scatter(stage: Stage, models: Sequence[str]) -> Figure:
         traces += _traces(model, colour, [row for row in rows if row.model == model], across, up)
     if stage.choice is not None:
         traces.append(_star(stage.choice, across, up))
-    layout = _layout()
+    layout = bare_layout()
     layout["hovermode"] = "closest"
-    layout["xaxis"] |= _title(across.title) | _range([trace["x"] for trace in traces], across)
-    layout["yaxis"] |= _title(up.title) | _range([trace["y"] for trace in traces], up)
-    return _with_lines({"data": traces, "layout": layout}, x=across, y=up)
+    layout["xaxis"] |= titled(across.title) | _range([trace["x"] for trace in traces], across)
+    layout["yaxis"] |= titled(up.title) | _range([trace["y"] for trace in traces], up)
+    return with_limits({"data": traces, "layout": layout}, x=across, y=up)
 
 
 def _traces(name: str, colour: str, rows: list[Row], across: Axis, up: Axis) -> list[dict[str, Any]]:
@@ -412,7 +412,7 @@ def _coloured(models: Sequence[str]) -> list[tuple[str, str]]:
     return [(model, COLOURS[index % len(COLOURS)]) for index, model in enumerate(models)]
 
 
-def _layout(height: int = 430) -> dict[str, Any]:
+def bare_layout(height: int = 430) -> dict[str, Any]:
     """Leave colours of text and lines to the page's style, which knows the theme."""
     axis = {"automargin": True, "zeroline": False, "linewidth": 1, "ticks": ""}
     return {
@@ -429,7 +429,8 @@ def _layout(height: int = 430) -> dict[str, Any]:
     }
 
 
-def _title(text: str) -> dict[str, Any]:
+def titled(text: str) -> dict[str, Any]:
+    """Return what names an axis."""
     return {"title": {"text": text, "font": {"size": 12.5}}}
 
 

@@ -46,7 +46,7 @@ def models_table(result: PickResult, stages: tuple[Stage, Stage]) -> str:
         ]
         lines.append((cells, "chosen" if chosen else ""))
     headers = ("model", "parameters", "serves", "fine-tunes", "best configuration, or what came closest")
-    return _table(headers, lines, right=(1,), wide=4)
+    return lines_table(headers, lines, right=(1,), wide=4)
 
 
 def _served(stage: Stage, model: str) -> str:
@@ -80,7 +80,7 @@ def rows_table(stage: Stage) -> str:
     """Lay out the rows of a stage in the order tried, with all reasons; of very many the first of each model."""
     shown = shown_rows(stage.rows)
     headers = ("model", stage.setup_name, "batch", "allocated", "process bytes", stage.time_name, "result", "evidence")
-    table = _table(
+    table = lines_table(
         headers, [(_cells(row), "chosen" if row is stage.choice else "") for row in shown], right=(2, 3, 4, 5), wide=6
     )
     counts = Counter(outcome_of(row) for row in stage.rows)
@@ -118,7 +118,7 @@ def _cells(row: Row) -> Iterator[str]:
     yield escape(row.evidence if batch is not None else "-")
 
 
-def _table(
+def lines_table(
     headers: Sequence[str], lines: Sequence[tuple[Iterable[str], str]], *, right: Sequence[int], wide: int
 ) -> str:
     """Lay cells out, which must be escaped, in a box that scrolls on its own; the `wide` column may break its lines."""

@@ -162,6 +162,6 @@ def test_a_custom_card_can_be_described() -> None:
 def test_a_rank_above_a_layers_width_rejects_its_rows() -> None:
     """The mistake is a reason in the table, and other ranks are still searched."""
     result = pick(config(ranks=[8, 4096]))
-    reasons = {row.rejected for row in result.stage2 if row.workload is not None and row.workload.rank == 4096}
+    reasons = {row.rejected for row in result.stage2 if row.workload.rank == 4096}
     assert all("rank above" in reason[0] for reason in reasons)
     assert result.choice is not None

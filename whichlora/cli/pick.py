@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from whichlora_estimators.units import format_bytes, format_seconds
 
+from ..advice import Advice, Relaxation, advise
 from ..pick import PickResult, Row
 from ..pick import pick as search
 from ..pickconfig import read_config
+from ..policy import frontier
+from ..records import to_json
 from .estimate import explanation
 from .tables import table
 
-#: Rows of a stage that a terminal is shown unless all are asked for.
+#: Rows of a stage that a terminal is shown unless all are asked for, and rows of the frontier.
 SHOWN = 40
+FRONTIER_SHOWN = 12
+SCHEMA = 1
 
 
 @click.command()
@@ -26,46 +34,99 @@ SHOWN = 40
 @click.option(
     "--all", "show_all", is_flag=True, help="Show every configuration tried, not the first ones of each stage."
 )
+@click.option("--advice/--no-advice", default=True, show_default=True, help="Say what the next larger model lacks.")
 @click.option("--offline", is_flag=True, help="Do not ask the Hugging Face Hub.")
-def pick(config: Path, out: Path, show_all: bool, offline: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def pick(config: Path, out: Path, show_all: bool, advice: bool, offline: bool, as_json: bool) -> None:
     """Find the largest base model that serves and fine-tunes within the limits of CONFIG.yaml.
 
     Writes plan.json (for later commands) and report.html (tables and plots) to the output folder.
     """
     from ..plan import write_outputs
 
-    result = search(read_config(config), offline=offline, report=lambda text: click.echo(text, err=True))
-    for title, rows in (("Stage 1: inference", result.stage1), ("Stage 2: fine-tuning", result.stage2)):
-        click.echo(f"{title}\n{_stage(rows, show_all)}\n")
-    click.echo(_conclusion(result))
-    for path in write_outputs(result, out):
+    def report(text: str) -> None:
+        click.echo(text, err=True)
+
+    result = search(read_config(config), offline=offline, report=report)
+    advised = advise(result, offline=offline, report=report) if advice else None
+    if as_json:
+        click.echo(json.dumps(answer(result, advised), indent=1))
+    else:
+        click.echo("\n\n".join(_texts(result, advised, show_all)))
+    for path in write_outputs(result, out, advised):
         click.echo(f"wrote {path}", err=True)
 
 
-def _stage(rows: tuple[Row, ...], show_all: bool) -> str:
-    shown = rows if show_all else rows[:SHOWN]
-    lines = [_cells(row) for row in shown]
+def answer(result: PickResult, advice: Advice | None) -> dict[str, Any]:
+    """Return the choice, the frontier and the advice for machines; of models their names, not their configs."""
+
+    def row(each: Row) -> dict[str, Any]:
+        plain: dict[str, Any] = to_json(each)
+        del plain["workload"]["config"]
+        return plain
+
+    return {
+        "schema": SCHEMA,
+        "kept": list(result.kept),
+        "choice": None if result.choice is None else row(result.choice),
+        "frontier": [row(each) for each in frontier(result.stage2)],
+        "advice": None if advice is None else to_json(advice, {Row: row}),
+    }
+
+
+def _texts(result: PickResult, advice: Advice | None, show_all: bool) -> Iterator[str]:
+    for title, rows in (("Stage 1: inference", result.stage1), ("Stage 2: fine-tuning", result.stage2)):
+        yield f"{title}\n{_stage(rows, SHOWN if not show_all else len(rows))}"
+    best = frontier(result.stage2)
+    if len(best) > 1:
+        yield f"Frontier: no other is at least as large, lean and quick\n{_stage(tuple(best), FRONTIER_SHOWN)}"
+    yield _conclusion(result)
+    if advice is not None and (lines := list(_advice(advice))):
+        yield "\n".join(lines)
+
+
+def _stage(rows: tuple[Row, ...], most: int) -> str:
+    lines = [_cells(row) for row in rows[:most]]
     text = table(("model", "setup", "batch", "process up to", "time", "result"), lines, right=(2, 3, 4))
-    return text if len(shown) == len(rows) else f"{text}\n… {len(rows) - len(shown)} more (--all)"
+    return text if len(rows) <= most else f"{text}\n… {len(rows) - most} more (--all, or the report)"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     workload = row.workload
-    length = f"{workload.prefill_len}+{workload.decode_len}" if workload.phase == "generate" else f"r{workload.rank}"
-    if row.variant:
-        length += f", {row.variant}"
     memory = "-" if row.process_bytes is None else format_bytes(row.process_bytes[1])
     time = "-" if row.time_s is None else format_seconds(row.time_s)
-    return row.model, f"{row.method} {length}", str(workload.batch_size), memory, time, "; ".join(row.rejected) or "ok"
+    return row.model, _setup(row), str(workload.batch_size), memory, time, "; ".join(row.rejected) or "ok"
+
+
+def _setup(row: Row) -> str:
+    workload = row.workload
+    length = f"{workload.prefill_len}+{workload.decode_len}" if workload.phase == "generate" else f"r{workload.rank}"
+    return f"{row.method} {length}{', ' if row.variant else ''}{row.variant}"
 
 
 def _conclusion(result: PickResult) -> str:
     kept = ", ".join(result.kept) or "none"
     if result.choice is None or result.prediction is None:
         return f"Stage 1 kept: {kept}.\nNo configuration satisfies every limit; the reasons are in the tables."
-    workload = result.choice.workload
-    time = "" if result.choice.time_s is None else f", {format_seconds(result.choice.time_s)} in all"
-    chosen = (
-        f"{result.choice.model} with {result.choice.method}, rank {workload.rank}, batch size {workload.batch_size}"
-    )
-    return f"Stage 1 kept: {kept}.\nChoice: {chosen}{time}.\n\n{explanation(result.prediction)}"
+    return f"Stage 1 kept: {kept}.\nChoice: {_named(result.choice)}.\n\n{explanation(result.prediction)}"
+
+
+def _named(row: Row) -> str:
+    time = "" if row.time_s is None else f", {format_seconds(row.time_s)} in all"
+    variant = f", {row.variant}" if row.variant else ""
+    workload = row.workload
+    return f"{row.model} with {row.method}, rank {workload.rank}{variant}, batch size {workload.batch_size}{time}"
+
+
+def _advice(advice: Advice) -> Iterator[str]:
+    if advice.relaxation is not None:
+        yield from _relaxed(advice.relaxation)
+    for gain in advice.gains:
+        yield f"With {gain.change}: {'still nothing' if gain.choice is None else _named(gain.choice)}."
+
+
+def _relaxed(found: Relaxation) -> Iterator[str]:
+    moves = "; ".join(map(str, found.moves)) or "no more than this, by a full prediction"
+    yield f"Next larger: {_named(found.row)}. It would need {moves}."
+    if found.gpu is not None:
+        yield f"Smallest card that has it: {found.gpu.name} ({found.gpu.slug}, {format_bytes(found.gpu.total_bytes)})."
