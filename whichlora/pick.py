@@ -24,6 +24,7 @@ from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_estimators.workload import Workload
 
 from .pickconfig import CHECKPOINTING_ABOVE, MethodChoice, PickConfig
+from .pickdata import with_data
 from .policy import by_policy
 
 Report = Callable[[str], None]
@@ -77,7 +78,11 @@ class PickResult:
 
 
 def pick(config: PickConfig, *, offline: bool = False, report: Report = lambda _: None) -> PickResult:
-    """Search both stages by formula; `report` is told of progress. Raises WhichloraError for an unknown model."""
+    """Search both stages by formula; `report` is told of progress. Raises WhichloraError for an unknown model.
+
+    A data set that the config names is measured first: it says how many samples there are and how long.
+    """
+    config = with_data(config, offline=offline, report=report)
     shapes = sorted((load_model(name, offline=offline) for name in config.models), key=size_of)
     stage1: list[Row] = []
     kept: list[ModelShape] = []
@@ -153,6 +158,7 @@ def stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
             optimizer=optimizer,
             checkpointing=_checkpoints(shape, choice, checkpointing),
             seq_len=config.seq_len,
+            padded=config.padded,
         )
         yield from _ranks(config, shape, workload)
 
@@ -226,7 +232,9 @@ class _Setup:
         return self._whole(1).trainable_params if self.scaled is None else self.scaled.trainable_params
 
     def peak_bytes(self, batch: int) -> int:
-        return self._whole(batch).allocated_peak_bytes if self.scaled is None else self.scaled.allocated_peak_bytes(batch)
+        return (
+            self._whole(batch).allocated_peak_bytes if self.scaled is None else self.scaled.allocated_peak_bytes(batch)
+        )
 
     def times(self, batch: int) -> Times:
         return self._whole(batch).times if self.scaled is None else self.scaled.times(batch, self.gpu)

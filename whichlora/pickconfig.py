@@ -6,7 +6,7 @@ Every message names the key, its value and what is allowed. Memory limits in `*_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,11 @@ from whichlora_estimators.optimizers import find_optimizer
 from whichlora_estimators.quantization import find_quantization
 from whichlora_estimators.units import GB
 from whichlora_estimators.workload import ATTENTIONS, PRECISIONS
+
+from .data.spec import KEYS as DATA_KEYS
+from .data.spec import DataSpec, data_from_fields
+from .finetune.settings import Training, training_from_fields
+from .slurm.settings import Cluster, cluster_from_fields
 
 #: What the choice goes by, in this order, unless the config says otherwise (see docs/pick.md for each).
 POLICY = ("model", "weights", "method", "rank", "batch", "time")
@@ -104,6 +109,10 @@ class PickConfig:
     precision: str = "bf16-true"
     policy: tuple[str, ...] = POLICY
     soft: Soft = Soft()
+    data: DataSpec | None = None
+    padded: bool = False
+    training: Training = field(default_factory=Training)
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 def read_config(path: Path) -> PickConfig:
@@ -119,15 +128,17 @@ def read_config(path: Path) -> PickConfig:
         raise BadValue("not a YAML file", value=str(path), todo=f"Mend it: {what}.") from None
     if not isinstance(fields, dict):
         raise BadValue("the config must be a mapping of keys", value=str(path), todo="See examples/first.yaml.")
-    return config_from_fields(fields)
+    return config_from_fields(fields, folder=path.parent)
 
 
-def config_from_fields(fields: Mapping[str, Any]) -> PickConfig:
-    """Validate a config given as nested mappings."""
+def config_from_fields(fields: Mapping[str, Any], *, folder: Path | None = None) -> PickConfig:
+    """Validate a config given as nested mappings; files of its data set are looked for from `folder` on."""
     _check_keys(fields, _TOP_KEYS, "")
     stage1 = _section(fields, "stage1_profile", _STAGE1_KEYS)
     stage2 = _section(fields, "stage2_profile", _STAGE2_KEYS)
-    dataset = _section(fields, "dataset", ("samples",))
+    dataset = _section(fields, "dataset", ("samples", *DATA_KEYS))
+    samples = _optional(dataset, "samples", "dataset.samples", _whole)
+    data = data_from_fields(dataset, samples=samples)
     models = tuple(_texts(stage1, "model_names", "stage1_profile.model_names") or ()) or default_models()
     config = {
         "gpu": _gpu(fields.get("gpu")),
@@ -135,7 +146,10 @@ def config_from_fields(fields: Mapping[str, Any]) -> PickConfig:
         "tokenizers": tuple(_texts(stage1, "tokenizers", "stage1_profile.tokenizers") or ()),
         "stage1": _stage1(stage1),
         "stage2": _stage2(stage2),
-        "samples": _optional(dataset, "samples", "dataset.samples", _whole),
+        "samples": samples,
+        "data": None if data is None else data.located(folder),
+        "training": training_from_fields(_section(fields, "finetune", Training.__dataclass_fields__)),
+        "cluster": cluster_from_fields(_section(fields, "slurm", Cluster.__dataclass_fields__)),
         "soft": _soft(_section(fields, "soft", ("memory_gb", "total_time_mins", "time_per_token_ms"))),
     }
     for key, read in _PLAIN_KEYS.items():
@@ -347,7 +361,7 @@ _PLAIN_KEYS: dict[str, Callable[[Any, str], Any]] = {
 }
 #: Keys that take one value or several, and the fields that hold them.
 _RENAMED = {"attention": "attentions", "optimizer": "optimizers"}
-_TOP_KEYS = ("gpu", "stage1_profile", "stage2_profile", "dataset", "soft", *_PLAIN_KEYS)
+_TOP_KEYS = ("gpu", "stage1_profile", "stage2_profile", "dataset", "soft", "finetune", "slurm", *_PLAIN_KEYS)
 _STAGE1_KEYS = (
     "model_names",
     "tokenizers",
@@ -370,7 +384,7 @@ def _check_tokenizers(tokenizers: tuple[str, ...], models: tuple[str, ...]) -> N
 
 
 def _check_time(config: PickConfig) -> PickConfig:
-    if config.stage2.total_time_s is not None and config.samples is None:
-        todo = "Add `dataset: {samples: 10000}`, say: the number of samples an epoch trains on."
+    if config.stage2.total_time_s is not None and config.samples is None and config.data is None:
+        todo = "Add `dataset: {samples: 10000}`, say: the number of samples an epoch trains on; or its source."
         raise BadValue("stage2_profile.total_time_mins needs the size of the data set", todo=todo)
     return config

@@ -22,7 +22,7 @@ from whichlora_estimators.quantization import find_quantization
 from whichlora_estimators.workload import Workload
 
 from .advice import Advice
-from .finetune.settings import Finetune
+from .finetune.settings import Finetune, ModelSource
 from .pick import PickResult, Row, memory_limit
 from .pickconfig import PickConfig, Stage1, Stage2
 from .pickdata import tokenizer_of
@@ -120,12 +120,12 @@ def make_plan(result: PickResult) -> Plan:
 
 def _finetune(config: PickConfig, models: list[str]) -> Finetune:
     """Hand on data, training, tokenizers, and where models that are local files lie, whoever reads the plan from where."""
-    return Finetune(
-        data=config.data,
-        training=config.training,
-        tokenizers={name: _absolute(tokenizer_of(config, name)) for name in models},
-        paths={name: path for name in models if (path := _absolute(name)) != name or Path(name).is_absolute()},
-    )
+
+    def source(name: str) -> ModelSource:
+        path = _absolute(name) if Path(name).expanduser().exists() else None
+        return ModelSource(model=name, path=path, tokenizer=_absolute(tokenizer_of(config, name)))
+
+    return Finetune(data=config.data, training=config.training, sources=tuple(map(source, models)))
 
 
 def _absolute(name: str) -> str:

@@ -14,6 +14,7 @@ COMMANDS = {
     "estimate": "estimate",
     "rehearse": "rehearse",
     "pick": "pick",
+    "data": "data",
     "profiles": "profiles",
     "models": "known",
     "gpus": "known",
