@@ -1,4 +1,4 @@
-"""Worker processes on the null device. One that crashes, hangs or cannot go on is replaced; its workload has failed."""
+"""Worker processes. One that crashes, hangs or cannot go on is replaced; its workload has failed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Pool:
             answer = worker.hear(message, self._timeout_s)
             if answer is not None:
                 yield answer
-                if answer[1].get("leftover_bytes"):  # it ends: the next job shall not find what this one left
+                if answer[1].get("leftover_bytes") or answer[1].get("ends"):  # the next job shall find nothing left
                     self._drop(worker)
                     return
         if messages is None:

@@ -1,6 +1,7 @@
 """A workload run by the real libraries: load, then training steps, or prefill and decode, phase by phase.
 
-The same code runs on the null device and on a real card; what differs is the recorder that it is given.
+The same code runs on the null device, on a real card and on the host; what differs is the recorder that it is given,
+and the clock: with one, whole steps are timed once memory has been recorded.
 """
 
 from __future__ import annotations
@@ -8,24 +9,49 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from whichlora_estimators.errors import Unsupported
 from whichlora_estimators.workload import Workload
 
 from .adapters import OPTIMIZERS, adapt
 from .models import build_model
+from .values import give_values
 
 #: The first step makes the optimizer's state; from the second on every step is alike.
 STEPS = 3
+#: What the phase of the timed steps is called, should they run out of memory.
+TIMING = "timed steps"
 _AUTOCAST = {"bf16-mixed": "bfloat16", "fp16-mixed": "float16"}
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+class Clock(Protocol):
+    """Times work that may still be under way when the host goes on: moments are marked now and compared later."""
+
+    @property
+    def warmup(self) -> int:
+        """Whole steps, or generations, that run before the timed ones."""
+
+    @property
+    def steps(self) -> int:
+        """Steps, or generations, that are timed."""
+
+    def mark(self) -> Any:
+        """Return this moment of the device's work."""
+
+    def between_s(self, marks: list[Any]) -> list[float]:
+        """Wait for all marks and return the seconds between each and the next."""
 
 
 class Recorder:
     """Keeps what PyTorch's counters show: `counts` by name, `peaks` by phase as (allocated, reserved) bytes.
 
-    `current` is the phase that runs or, after an error, the one that it struck in. Subclasses see phases begin and end.
+    `times` holds seconds by name, where a clock was given. `current` is the phase that runs or, after an error, the one
+    that it struck in. Subclasses see phases begin and end.
     """
 
     device = "cuda"
@@ -33,11 +59,15 @@ class Recorder:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.peaks: dict[str, tuple[int, int]] = {}
+        self.times: dict[str, list[float]] = {}
         self.current = ""
         self.loaded_us = 0  # since the epoch; of what comes later the peaks are told
 
     def mask_is_full(self, full: bool) -> None:
         """Hear whether an attention mask, if one is asked about, would be all ones: a card that computes reads it."""
+
+    def count_process(self) -> None:
+        """Hear that the process holds the most that it will hold, or nearly."""
 
     def count_allocated(self, name: str) -> None:
         """Keep what is allocated now."""
@@ -63,45 +93,81 @@ class Recorder:
             self.loaded_us = time.time_ns() // 1000
 
 
-def run(workload: Workload, recorder: Recorder) -> None:
+def run(workload: Workload, recorder: Recorder, clock: Clock | None = None) -> None:
     """Run a workload that `adapters.check` let through; the recorder then holds what was seen.
 
-    Raises whatever the libraries raise, `torch.OutOfMemoryError` first of all.
+    With a clock the weights get random values, since how fast a card computes depends on them, and memory is recorded
+    before anything is timed. Raises whatever the libraries raise, `torch.OutOfMemoryError` first of all.
     """
     recorder.mask_is_full(not workload.padded)
-    (_generate if workload.phase == "generate" else _train)(workload, recorder)
+    (_generate if workload.phase == "generate" else _train)(workload, recorder, clock)
 
 
-def _train(workload: Workload, recorder: Recorder) -> None:
+def _train(workload: Workload, recorder: Recorder, clock: Clock | None) -> None:
     import torch
 
     with recorder.phase("load"):
-        model = build_model(workload, recorder.device)
-        recorder.count_allocated("weights_bytes")
+        model = _load(workload, recorder, clock)
+        vocabulary = model.get_input_embeddings().num_embeddings
         model = adapt(model, workload)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         recorder.counts["trainable_params"] = sum(parameter.numel() for parameter in trainable)
         optimizer = OPTIMIZERS[workload.optimizer](trainable)
-        inputs = _inputs(workload, recorder.device)
+        inputs = _inputs(workload, vocabulary, recorder.device)
         recorder.count_allocated("model_bytes")
-    scaler = torch.amp.GradScaler(recorder.device, enabled=workload.precision == "fp16-mixed")
+    # A scale of 1 overflows nothing, so no step is skipped. Bytes and times do not depend on it.
+    scaled = workload.precision == "fp16-mixed"
+    scaler = torch.amp.GradScaler(recorder.device, init_scale=1.0, enabled=scaled)
+
+    def step(phase: Phase) -> None:
+        _step(model, inputs, optimizer, scaler, workload, phase, recorder.device)
+
     for _ in range(STEPS):
-        _step(model, inputs, optimizer, scaler, workload, recorder)
+        step(recorder.phase)
+    recorder.count_process()
+    if clock:
+        _time_steps(step, recorder, clock)
+
+
+def _load(workload: Workload, recorder: Recorder, clock: Clock | None) -> Any:
+    model = build_model(workload, recorder.device)
+    recorder.count_allocated("weights_bytes")
+    if clock:
+        give_values(model, quantized=workload.quantization != "none")
+    return model
 
 
 def _step(
-    model: Any, inputs: dict[str, Any], optimizer: Any, scaler: Any, workload: Workload, recorder: Recorder
+    model: Any, inputs: dict[str, Any], optimizer: Any, scaler: Any, workload: Workload, phase: Phase, device: str
 ) -> None:
     """Forward, backward, optimizer. The output, and so the logits, lives until backward is over, as in a plain loop."""
-    with recorder.phase("forward"), _autocast(workload, recorder.device):
+    with phase("forward"), _autocast(workload, device):
         output = model(**inputs)
-    with recorder.phase("backward"):
+    with phase("backward"):
         scaler.scale(output.loss).backward()
         del output
-    with recorder.phase("optimizer"):
+    with phase("optimizer"):
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
+
+
+def _time_steps(step: Callable[[Phase], None], recorder: Recorder, clock: Clock) -> None:
+    """Time whole steps: no counter is reset or read in between, and nothing waits for the device."""
+    recorder.current = TIMING
+    for _ in range(clock.warmup):
+        step(_unseen)
+    marks = [clock.mark()]
+    for _ in range(clock.steps):
+        step(_unseen)
+        marks.append(clock.mark())
+    recorder.times["step"] = clock.between_s(marks)
+    recorder.count_process()
+    recorder.current = ""
+
+
+def _unseen(name: str) -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 def _autocast(workload: Workload, device: str) -> Any:
@@ -111,12 +177,15 @@ def _autocast(workload: Workload, device: str) -> Any:
     return torch.autocast(device, dtype=dtype, enabled=workload.precision in _AUTOCAST)
 
 
-def _inputs(workload: Workload, device: str) -> dict[str, Any]:
-    """Return a batch of token 0, its labels, and with padding a mask that hides the last token of the first sample."""
+def _inputs(workload: Workload, vocabulary: int, device: str) -> dict[str, Any]:
+    """Return a batch of random tokens, its labels, with padding a mask that hides the first sample's last token.
+
+    The gradient of an embedding takes much longer where all tokens are the same.
+    """
     import torch
 
     shape = (workload.batch_size, workload.seq_len)
-    tokens = torch.zeros(shape, dtype=torch.long, device=device)
+    tokens = torch.randint(vocabulary, shape, device=device)
     inputs = {"input_ids": tokens}
     if workload.padded:
         inputs["attention_mask"] = torch.ones_like(tokens)
@@ -124,30 +193,73 @@ def _inputs(workload: Workload, device: str) -> dict[str, Any]:
     labels = {
         "causal": shape,
         "seq-cls": shape[:1],
+        "token-cls": shape,
+        "masked-lm": shape,
         "seq2seq": (workload.batch_size, workload.target_len or workload.seq_len),
     }
     inputs["labels"] = torch.zeros(labels[workload.task], dtype=torch.long, device=device)
     return inputs
 
 
-def _generate(workload: Workload, recorder: Recorder) -> None:
-    """Prefill with a growing cache, then one token at a time, each the likeliest."""
+def _generate(workload: Workload, recorder: Recorder, clock: Clock | None) -> None:
     import torch
 
     with torch.inference_mode():
         with recorder.phase("load"):
-            model = build_model(workload, recorder.device).eval()
-            recorder.count_allocated("weights_bytes")
+            model = _load(workload, recorder, clock).eval()
             shape = (workload.batch_size, workload.prefill_len)
-            ids = torch.zeros(shape, dtype=torch.long, device=recorder.device)
+            ids = torch.randint(model.get_input_embeddings().num_embeddings, shape, device=recorder.device)
         recorder.counts["trainable_params"] = 0
-        with recorder.phase("prefill"):
-            output = model(input_ids=ids, use_cache=True, **_logits(model, workload))
-        for _ in range(workload.decode_len - 1):
-            with recorder.phase("decode"):
-                token = output.logits[:, -1:].argmax(-1)
-                ids = torch.cat([ids, token], 1)
-                output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        _generation(model, ids, workload, recorder.phase)
+        recorder.count_process()
+        if clock:
+            _time_generations(lambda phase: _generation(model, ids, workload, phase), recorder, clock)
+
+
+def _generation(model: Any, ids: Any, workload: Workload, phase: Phase) -> None:
+    """Prefill with a growing cache, then one token at a time, each the likeliest."""
+    import torch
+
+    with phase("prefill"):
+        output = model(input_ids=ids, use_cache=True, **_logits(model, workload))
+    for _ in range(workload.decode_len - 1):
+        with phase("decode"):
+            token = output.logits[:, -1:].argmax(-1)
+            ids = torch.cat([ids, token], 1)
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+
+
+def _time_generations(generation: Callable[[Phase], None], recorder: Recorder, clock: Clock) -> None:
+    """Time whole generations, one after the other: each prefill, and each token that is decoded after it."""
+    recorder.current = TIMING
+    marks: list[Any] = []
+
+    @contextlib.contextmanager
+    def marked(name: str) -> Iterator[None]:
+        yield
+        marks.append(clock.mark())
+
+    for _ in range(clock.warmup):
+        generation(_unseen)
+    for _ in range(clock.steps):
+        marks[:] = [clock.mark()]
+        generation(marked)
+        prefill_s, *tokens_s = clock.between_s(marks)
+        recorder.times.setdefault("prefill", []).append(prefill_s)
+        if tokens_s:
+            recorder.times.setdefault("decode_per_token", []).extend(tokens_s)
+    recorder.count_process()
+    recorder.current = ""
+
+
+def _cache(model: Any, workload: Workload) -> dict[str, Any]:
+    """Return the cache of all tokens, made beforehand, where one that grows is not what is wanted."""
+    if workload.cache == "dynamic":
+        return {}
+    import transformers
+
+    length = workload.prefill_len + workload.decode_len
+    return {"past_key_values": transformers.StaticCache(config=model.config, max_cache_len=length)}
 
 
 def _logits(model: Any, workload: Workload) -> dict[str, int]:

@@ -17,31 +17,31 @@ _LONGEST_ERROR = 2000
 
 def main() -> None:
     """Say what is installed, then answer workloads until stdin ends, or until something of one stays behind."""
-    answers = _take_stdout()
+    answers = take_stdout()
     import torch
 
     from whichlora_profiles_db import environment_to_json, local_environment
 
-    _warm_up()
+    warm_up()
     versions = {"cuda": str(torch.version.cuda)}
-    _say(answers, {"environment": environment_to_json(local_environment(versions=versions))})
-    at_first = _clean_up()
+    say(answers, {"environment": environment_to_json(local_environment(versions=versions))})
+    at_first = clean_up()
     for line in sys.stdin:
         answer = _rehearse(**json.loads(line))
-        answer["leftover_bytes"] = _clean_up() - at_first
-        _say(answers, answer)
+        answer["leftover_bytes"] = clean_up() - at_first
+        say(answers, answer)
         if answer["leftover_bytes"]:  # the next workload shall find what the first one found
             break
 
 
-def _take_stdout() -> TextIO:
+def take_stdout() -> TextIO:
     """Keep stdout for answers: what the libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
 
 
-def _say(answers: TextIO, content: Mapping[str, Any]) -> None:
+def say(answers: TextIO, content: Mapping[str, Any]) -> None:
     answers.write(json.dumps(content) + "\n")
     answers.flush()
 
@@ -90,7 +90,7 @@ def _describe(problem: Exception) -> str:
     return f"{type(problem).__name__}: {problem} ({frame.filename}:{frame.lineno} in {frame.name}{lacks})"
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Multiply matrices on both threads that do, this one and autograd's, which gives each its cuBLAS workspace.
 
     PyTorch keeps these for good. So every workload finds what a process that has trained before it has left.
@@ -101,7 +101,7 @@ def _warm_up() -> None:
     torch.autograd.backward((weight @ weight).sum())
 
 
-def _clean_up() -> int:
+def clean_up() -> int:
     """Free what the workload left in the libraries' own caches; return the bytes that are still allocated."""
     import torch
 
