@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.published_rows import AFTER_STEP, PROCESS, PublishedRow, Shapes, Unmapped, map_row, source_name
-from whichlora_profiles_db import Measurement, TimeStats, workload_id, write_pack
-from whichlora_profiles_db.published import PATH, RELATIVE, PublishedFacts, notes_of
+from whichlora_profiles_db import Measurement, TimeStats, read_manifest, workload_id, write_pack
+from whichlora_profiles_db.publications import PATH, RELATIVE, PublishedFacts, notes_of
 
 #: nvidia-smi was polled while these ran; elsewhere it was read once, afterwards.
 POLLED = frozenset({"fms-acceleration"})
@@ -47,8 +47,6 @@ def main() -> int:
 def _check(found: Sequence[Measurement]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         same = write_pack(found, Path(folder) / PATH.name).manifest.ids_sha256
-    from whichlora_profiles_db import read_manifest
-
     current = read_manifest(PATH).ids_sha256 == same
     print("current" if current else "not current: run benchmarks/make_published_pack.py")
     return int(not current)
@@ -70,8 +68,8 @@ def read_rows(path: Path, shapes: Shapes | None) -> list[PublishedRow]:
             continue
         if row["trusted_for"] or (one.counter == PROCESS and one.source in POLLED):
             mapped.append(one)
-    for (source, reason), count in reasons.most_common():
-        print(f"not taken, {count} rows of {source}: {reason}", file=sys.stderr)
+    for (source, why), count in reasons.most_common():
+        print(f"not taken, {count} rows of {source}: {why}", file=sys.stderr)
     return mapped
 
 

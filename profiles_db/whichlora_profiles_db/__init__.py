@@ -6,6 +6,7 @@ from .filters import Filters
 from .location import default_path
 from .measurement import Measurement, PhasePeak, measurement_from_json, measurement_to_json
 from .packs import Manifest, Pack, export_pack, read_manifest, read_pack, write_pack
+from .publications import PublishedFacts, published, published_facts
 from .store import GroupStats, Store, StoreStats, open_store
 from .times import TimeStats
 from .workload_form import config_id, workload_id, workload_to_json
@@ -20,6 +21,7 @@ __all__ = [
     "NotAStore",
     "Pack",
     "PhasePeak",
+    "PublishedFacts",
     "Store",
     "StoreBusy",
     "StoreError",
@@ -36,6 +38,8 @@ __all__ = [
     "measurement_from_json",
     "measurement_to_json",
     "open_store",
+    "published",
+    "published_facts",
     "read_manifest",
     "read_pack",
     "workload_id",

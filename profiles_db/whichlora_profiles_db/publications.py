@@ -55,7 +55,7 @@ def published(filters: Filters | None = None) -> Iterator[Measurement]:
     yield from pack_measurements(rows)
 
 
-def facts(measurement: Measurement) -> PublishedFacts:
+def published_facts(measurement: Measurement) -> PublishedFacts:
     """Return how far to trust one of `published()`. Raises BadValue for a measurement that is none of them."""
     found = _FACTS.fullmatch(measurement.notes)
     if measurement.evidence != "published" or not found:
@@ -67,7 +67,7 @@ def facts(measurement: Measurement) -> PublishedFacts:
 
 
 def notes_of(known: PublishedFacts, *remarks: str) -> str:
-    """Write facts into notes, where `facts` finds them again."""
+    """Write facts into notes, where `published_facts` finds them again."""
     said = "".join(f"{remark}; " for remark in remarks)
     trusted = " ".join(known.trusted_for)
     return _NOTES.format(completeness=known.completeness, trusted=trusted, remarks=said, cell=known.cell)
