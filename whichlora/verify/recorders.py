@@ -1,0 +1,114 @@
+"""What a run is seen by: recorders of memory and clocks, for CUDA (a card, or the null device) and for the host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from whichlora.rehearse.step import Recorder
+
+from .nvml import ProcessBytes
+
+
+class CudaClock:
+    """CUDA events: moments in the card's own stream of work. On the null device they are the host's and mean nothing."""
+
+    def __init__(self, *, warmup: int, steps: int) -> None:
+        self.warmup, self.steps = warmup, steps
+
+    def mark(self) -> Any:
+        """Record an event after all work that has been given to the card."""
+        import torch
+
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def between_s(self, marks: list[Any]) -> list[float]:
+        """Wait for the card, then return the seconds from each event to the next."""
+        import torch
+
+        torch.cuda.synchronize()
+        return [first.elapsed_time(then) / 1e3 for first, then in pairwise(marks)]
+
+
+class HostClock:
+    """The host's own clock, for work that is done when the call returns."""
+
+    def __init__(self, *, warmup: int, steps: int) -> None:
+        self.warmup, self.steps = warmup, steps
+
+    def mark(self) -> float:
+        """Return this moment in seconds."""
+        return time.perf_counter()
+
+    def between_s(self, marks: list[float]) -> list[float]:
+        """Return the seconds from each moment to the next."""
+        return [then - first for first, then in pairwise(marks)]
+
+
+class CudaRecorder(Recorder):
+    """Counts as a rehearsal does, and asks NVML what the process holds; on the null device, tells it of the mask."""
+
+    def __init__(self, process_bytes: ProcessBytes) -> None:
+        super().__init__()
+        self._process_bytes = process_bytes
+
+    def mask_is_full(self, full: bool) -> None:
+        """Tell the null device, which stores no mask, what a card would read."""
+        from whichlora.nulldevice import control
+
+        if control.is_null_device():
+            control.reset()
+            control.set_bool(full)
+
+    def count_process(self) -> None:
+        """Keep the most that NVML says."""
+        import torch
+
+        seen = self._process_bytes.read(str(torch.cuda.get_device_properties(0).uuid))
+        if seen is not None:
+            self.counts["process_bytes"] = max(seen, self.counts.get("process_bytes", 0))
+
+
+class HostRecorder(Recorder):
+    """Knows the phases but none of PyTorch's counters, which the host has not; keeps the process's resident peak."""
+
+    device = "cpu"
+
+    def count_allocated(self, name: str) -> None:
+        """PyTorch does not count what it allocates on the host."""
+
+    def count_process(self) -> None:
+        """Keep the most memory that the process has had so far."""
+        self.counts["process_bytes"] = resident_peak_bytes()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Know where an error struck."""
+        self.current = name
+        yield
+        self.current = ""
+
+
+def resident_peak_bytes() -> int:
+    """Return the most memory that this process has had at once, in bytes of host memory.
+
+    Source: VmHWM of /proc/self/status; elsewhere getrusage(2), whose peak includes what a parent had when it forked.
+    """
+    status = Path(f"/proc/{os.getpid()}/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"))
+        if found:
+            return int(found[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere

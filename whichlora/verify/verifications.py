@@ -1,0 +1,156 @@
+"""The library behind `whichlora verify`: workloads in, what their real step took here out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from whichlora.rehearse.adapters import check
+from whichlora.rehearse.pool import Pool
+from whichlora.rehearse.rehearsals import TIMEOUT_S, need
+from whichlora_calibration import Prediction, predict
+from whichlora_estimators.errors import BadValue, Unsupported, WhichloraError
+from whichlora_estimators.gpus import Gpu
+from whichlora_estimators.workload import Workload
+from whichlora_profiles_db import Measurement, Store, workload_to_json
+
+from .place import WORKER, Place, find_place
+from .records import Verification
+from .stored import measurement, remembered
+
+STEPS = 10
+WARMUP = 2
+_NEEDED = ("torch", "transformers", "peft")
+_ON_HOST = {
+    "precision": ("fp32", "bf16-true", "bf16-mixed"),
+    "quantization": ("none",),
+    "optimizer": ("adamw", "sgd", "adafactor"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to verify: `warmup` steps, then `steps` timed ones; at most `timeout_s` a workload.
+
+    What a `store` holds from the same place is not run, except `again`; what is run is put there as soon as it is done,
+    and then `on_done` hears of it.
+    """
+
+    steps: int = STEPS
+    warmup: int = WARMUP
+    timeout_s: float = TIMEOUT_S
+    store: Store | None = None
+    again: bool = False
+    on_done: Callable[[Verification], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise BadValue("steps must be positive", value=self.steps, todo="Give 1 or more.")
+        if self.warmup < 0:
+            raise BadValue("warmup must not be negative", value=self.warmup, todo="Give 0 or more.")
+        if not self.timeout_s > 0:
+            raise BadValue("timeout must be a positive time", value=self.timeout_s, todo="Give seconds.")
+
+
+def verify(
+    workloads: Iterable[Workload],
+    *,
+    on: str | Place = "auto",
+    gpu: str | Gpu | None = None,
+    options: Options | None = None,
+) -> Iterator[Verification]:
+    """Run workloads for real and yield what each took, in the order of the input.
+
+    `on` is "cuda" (the card that PyTorch sees), "null" (the same code on a `gpu` that is not there: memory only), "cpu",
+    or "auto": the card, or an error. What runs out of memory or fails is a verification too.
+    Raises WhichloraError before the first one for a workload that cannot run there, or where something is missing.
+    """
+    asked = list(workloads)
+    for workload in asked:
+        check_on(workload, on.device if isinstance(on, Place) else on)
+    need(_NEEDED)
+    if any(_wants_bitsandbytes(workload) for workload in asked):
+        need(("bitsandbytes",))
+    place = find_place(on, gpu) if isinstance(on, str) else on
+    return _Run(asked=asked, place=place, options=options or Options()).results()
+
+
+def check_on(workload: Workload, on: str) -> None:
+    """Refuse a workload that no library runs, or not there. Raises UnknownName or Unsupported."""
+    check(workload)
+    if on != "cpu":
+        return
+    for field, known in _ON_HOST.items():
+        value = getattr(workload, field)
+        if value not in known and not (workload.phase == "generate" and field == "optimizer"):
+            todo = f"There: {', '.join(known)}; or --on null for its memory."
+            raise Unsupported(f"this {field} is not run on the host", value=value, todo=todo)
+
+
+def _wants_bitsandbytes(workload: Workload) -> bool:
+    trains = workload.phase == "train"
+    return workload.quantization != "none" or (trains and workload.optimizer.startswith(("paged", "adamw-8bit")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What is to be verified, where and how."""
+
+    asked: list[Workload]
+    place: Place
+    options: Options
+
+    def results(self) -> Iterator[Verification]:
+        """Yield every verification in its place: the remembered ones, and those that workers make."""
+        done = {number: self._verification(found, remembered=True) for number, found in self._remembered().items()}
+        for verification in done.values():
+            self._tell(verification)
+        settings = {"warmup": self.options.warmup, "steps": self.options.steps}
+        jobs = [
+            (number, {"workload": workload_to_json(workload), **settings})
+            for number, workload in enumerate(self.asked)
+            if number not in done
+        ]
+        count = min(self.place.jobs, len(jobs))
+        with Pool(self.place.variables, module=WORKER, jobs=count, timeout_s=self.options.timeout_s) as pool:
+            answers = pool.answers(jobs)
+            for number in range(len(self.asked)):
+                while number not in done:
+                    other, answer = next(answers)
+                    done[other] = self._take(measurement(self.asked[other], self.place, answer))
+                yield done.pop(number)
+
+    def _take(self, measured: Measurement) -> Verification:
+        if self.options.store:
+            self.options.store.add([measured])
+        verification = self._verification(measured)
+        self._tell(verification)
+        return verification
+
+    def _remembered(self) -> dict[int, Measurement]:
+        store = self.options.store
+        if store is None or self.options.again:
+            return {}
+        found = remembered(store, self.asked, self.place, steps=self.options.steps)
+        return {number: each.with_(workload=self.asked[number]) for number, each in found.items()}
+
+    def _verification(self, measured: Measurement, *, remembered: bool = False) -> Verification:
+        gpu = self.place.gpu
+        return Verification(
+            measurement=measured,
+            gpu=gpu,
+            prediction=_predicted(measured.workload, gpu) if gpu else None,
+            remembered=remembered,
+        )
+
+    def _tell(self, verification: Verification) -> None:
+        if self.options.on_done:
+            self.options.on_done(verification)
+
+
+def _predicted(workload: Workload, gpu: Gpu) -> Prediction | None:
+    """Return the formula's prediction; None for what has no formula, which is no reason not to run it."""
+    try:
+        return predict(workload, gpu)
+    except WhichloraError:
+        return None
