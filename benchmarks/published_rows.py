@@ -318,9 +318,13 @@ def _fms(row: Row, shapes: Shapes) -> Mapped:
         raise Unmapped(f"framework {framework}: kernels or formats that are not Transformers' own")
     seq_len = int(row["seq_len"].split()[1])
     date = _date(row)
+    # its scenarios load weights in 16 bit whatever autocast does, and those with bitsandbytes all run under autocast,
+    # though one of the tables has no column that says so
+    kind, mixed = row["dtype"][: row["dtype"].index("float16")].replace("b", "bf16") or "fp16", row["quant"] != "none"
     workload = _workload(
         row,
         shapes,
+        precision=f"{kind}-{'mixed' if mixed else 'true'}",
         seq_len=seq_len,
         kbit_preparation=_FRAMEWORKS[framework],
         dropout=0.0 if row["method"] == "full" or (date and date < _FMS_DROPOUT_SINCE) else 0.1,
@@ -328,7 +332,9 @@ def _fms(row: Row, shapes: Shapes) -> Mapped:
         clip_grad_norm=1.0,
     )
     value = row["time_value"]
-    return workload, _per_step(workload.batch_size * seq_len / float(value)) if value else None, ()
+    time = _per_step(workload.batch_size * seq_len / float(value)) if value else None
+    autocast = ("16-bit weights under autocast, taken as without",) if "AMP" in row["dtype"] and not mixed else ()
+    return workload, time, autocast
 
 
 def _optimum(row: Row, shapes: Shapes) -> Mapped:
