@@ -7,10 +7,15 @@ skipped.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import shutil
 import struct
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
+SHARD_BYTES = 5_000_000_000  # Transformers' default before 5.0, which most checkpoints of the Hub were saved with
+NO_FILES: Mapping[str, Path] = {}
 _DTYPES = ("bfloat16", "float16", "float32")
 # safetensors' names of dtypes: those that a model saved in one of _DTYPES may hold, integer buffers included.
 _SAFETENSORS = {
@@ -51,23 +58,49 @@ def write_phantom(
     folder: str | Path,
     *,
     dtype: str = "bfloat16",
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = SHARD_BYTES,
+    auto_class: str = "",
+    files: Mapping[str, Path] = NO_FILES,
 ) -> PhantomReport:
     """Write a checkpoint without weights, cut into shards as `save_pretrained(max_shard_size=shard_bytes)` would.
 
     (But for mixtures of experts: Transformers 5 saves experts that it holds in one tensor in one shard, we one by one.)
 
-    `model` is a Hub name, a folder or config.json, the content of one, or a configuration. Raises BadValue for a dtype
-    that checkpoints are not saved in, WhichloraError for what Transformers does not find or know, Unsupported for a
-    configuration of weights that are quantised already.
+    `model` is a Hub name, a folder or config.json, the content of one, or a configuration; `auto_class` names the class
+    to save from (by default the one that the configuration names); `files` are copied beside the weights, by name.
+    The folder is there when all of it is. Raises BadValue for a dtype that checkpoints are not saved in and for a folder
+    that holds something, WhichloraError for what Transformers does not find or know, Unsupported for a configuration of
+    weights that are quantised already.
     """
     if dtype not in _DTYPES:
         raise BadValue("no dtype that a checkpoint is saved in", value=dtype, todo=f"Give one of {', '.join(_DTYPES)}.")
+    if shard_bytes < 1:
+        raise BadValue("shards of no bytes", value=shard_bytes, todo="Give a size such as 5GB.")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    skeleton = _skeleton(_config(model), dtype)
-    _save_configs(skeleton, folder, dtype)
-    return _save_weights(skeleton, folder, shard_bytes)
+    workshop = _workshop(folder)
+    try:
+        skeleton = _skeleton(_config(model), dtype, auto_class)
+        _save_configs(skeleton, workshop, dtype)
+        report = _save_weights(skeleton, workshop, shard_bytes)
+        for name, path in files.items():
+            shutil.copyfile(path, workshop / name)
+        workshop.chmod(0o755)  # temporary folders are their owner's alone
+        workshop.replace(folder)  # onto nothing, or onto an empty folder
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    return dataclasses.replace(report, folder=folder)
+
+
+def _workshop(folder: Path) -> Path:
+    """Return a temporary folder beside the one that is asked for, which must not hold anything."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise BadValue("there is something already", value=str(folder), todo="Name a new or an empty folder.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        todo = "Name a folder that you can write to."
+        raise BadValue(f"cannot write there ({error.strerror})", value=str(folder), todo=todo) from error
 
 
 def _config(model: str | Path | Mapping[str, Any] | PretrainedConfig) -> PretrainedConfig:
@@ -93,33 +126,38 @@ def _config(model: str | Path | Mapping[str, Any] | PretrainedConfig) -> Pretrai
     return config
 
 
-def _skeleton(config: PretrainedConfig, dtype: str) -> PreTrainedModel:
+def _skeleton(config: PretrainedConfig, dtype: str, auto_class: str) -> PreTrainedModel:
     """Return the model on the meta device: of the class that the configuration names, else a language model."""
     import torch
     import transformers
 
-    kind = {_dtype_field(config): getattr(torch, dtype)}
-    named = config.architectures[0] if config.architectures else ""
+    kind = {dtype_field(config): getattr(torch, dtype)}
+    named = config.architectures[0] if config.architectures and not auto_class else ""
     model_class = getattr(transformers, named, None)
-    with torch.device("meta"):
+    with torch.device("meta"), _no_initial_values():
         if model_class is not None:
-            skeleton = model_class._from_config(config, **kind)
-        else:
-            auto: Any = (
-                transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-            )
-            skeleton = auto.from_config(config, **kind)
-    return cast("PreTrainedModel", skeleton)
+            return cast("PreTrainedModel", model_class._from_config(config, **kind))
+        language = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+        auto: Any = getattr(transformers, auto_class or language)
+        return cast("PreTrainedModel", auto.from_config(config, **kind))
 
 
-def _dtype_field(config: PretrainedConfig) -> str:
+def _no_initial_values() -> contextlib.AbstractContextManager[None]:
+    """Leave out random values, which cost seconds even where nothing is stored."""
+    for module in ("transformers.initialization", "transformers.modeling_utils"):  # since 5.0, before
+        with contextlib.suppress(ImportError, AttributeError):
+            return cast("contextlib.AbstractContextManager[None]", import_module(module).no_init_weights())
+    return contextlib.nullcontext()
+
+
+def dtype_field(config: PretrainedConfig) -> str:
     """Return what Transformers calls a model's dtype: `dtype` since 4.56."""
     return "dtype" if hasattr(config, "dtype") else "torch_dtype"
 
 
 def _save_configs(skeleton: PreTrainedModel, folder: Path, dtype: str) -> None:
     skeleton.config.architectures = [type(skeleton).__name__]
-    setattr(skeleton.config, _dtype_field(skeleton.config), dtype)
+    setattr(skeleton.config, dtype_field(skeleton.config), dtype)
     skeleton.config.save_pretrained(folder)
     if skeleton.can_generate():
         skeleton.generation_config.save_pretrained(folder)

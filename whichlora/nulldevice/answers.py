@@ -12,15 +12,13 @@ Only the standard library: environments that lack the rest of this package load 
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from . import control
+from .imports import patch_on_import
 
 ROUTINGS = ("even", "skewed")
 _at_limit = False
@@ -30,10 +28,7 @@ def install() -> None:
     """Patch Transformers now or, where it is not imported yet, as soon as it is; does nothing without a null device."""
     if not control.is_null_device():
         return
-    for name in _PATCHES:
-        if name in sys.modules:
-            _patch(sys.modules[name])
-    sys.meta_path.insert(0, _Finder())
+    patch_on_import(_PATCHES)
 
 
 def tokens_per_expert(tokens: int, experts_per_token: int, experts: int, *, routing: str = "even") -> list[int]:
@@ -43,13 +38,6 @@ def tokens_per_expert(tokens: int, experts_per_token: int, experts: int, *, rout
     share, rest = divmod(tokens * experts_per_token, experts)
     counts = [share + (expert < rest) for expert in range(experts)]
     return [count for count in counts if count]
-
-
-def _patch(module: ModuleType) -> None:
-    """Patch a module once, whoever asks and under whatever name this file was loaded."""
-    if not vars(module).get("_answered_by_whichlora"):
-        vars(module)["_answered_by_whichlora"] = True
-        _PATCHES[module.__name__](module)
 
 
 def _patch_stopping_criteria(module: ModuleType) -> None:
@@ -114,23 +102,3 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "transformers.generation.utils": _patch_generation,
     "transformers.integrations.moe": _patch_experts,
 }
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules to be patched as everybody else would, and has them patched right after they ran."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _PATCHES:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec and spec.loader:
-            run = spec.loader.exec_module
-
-            def run_and_patch(module: ModuleType) -> None:
-                run(module)
-                _patch(module)
-
-            spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]
-        return spec

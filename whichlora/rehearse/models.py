@@ -24,11 +24,13 @@ _QUANTIZED_DTYPES = DTYPES | {"bf16-mixed": "bfloat16", "fp16-mixed": "float16"}
 AUTO_CLASSES = {
     "causal": "AutoModelForCausalLM",
     "seq-cls": "AutoModelForSequenceClassification",
+    "token-cls": "AutoModelForTokenClassification",
+    "masked-lm": "AutoModelForMaskedLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
 }
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
-_FOUR_BIT = ("nf4", "fp4")
-_HEADS = frozenset({"lm_head", "score", "classifier"})  # Transformers leaves a model's output layer as it is
+FOUR_BIT = ("nf4", "fp4")
+_HEADS = ["lm_head", "score", "classifier"]  # what PEFT trains a copy of cannot be quantised
 
 
 def build_model(workload: Workload, device: str) -> Any:
@@ -39,10 +41,10 @@ def build_model(workload: Workload, device: str) -> Any:
     import torch
     import transformers
 
-    config = _config(workload)
+    config = make_config(workload)
+    config._attn_implementation = workload.attention
     auto = getattr(transformers, AUTO_CLASSES[workload.task])
-    dtypes = DTYPES if workload.quantization == "none" else _QUANTIZED_DTYPES
-    dtype = getattr(torch, dtypes[workload.precision])
+    dtype = getattr(torch, dtype_name(workload))
     kind = {"dtype" if hasattr(config, "dtype") else "torch_dtype": dtype}  # `dtype` since 4.56
     with torch.device(device if workload.quantization == "none" else "meta"):
         model = auto.from_config(config, **kind)
@@ -51,7 +53,13 @@ def build_model(workload: Workload, device: str) -> Any:
     return model
 
 
-def _config(workload: Workload) -> Any:
+def dtype_name(workload: Workload) -> str:
+    """Return the dtype of the weights that are not quantised, as PyTorch spells it."""
+    return (DTYPES if workload.quantization == "none" else _QUANTIZED_DTYPES)[workload.precision]
+
+
+def make_config(workload: Workload) -> Any:
+    """Return Transformers' configuration of the model. Raises BadValue or WhichloraError for one that it does not know."""
     import transformers
 
     fields = {key: value for key, value in workload.config.items() if not key.startswith("_")}
@@ -65,7 +73,6 @@ def _config(workload: Workload) -> Any:
         raise WhichloraError(
             f"transformers {version} has no such model_type", value=model_type, todo=f"{error}"[:200]
         ) from error
-    config._attn_implementation = workload.attention
     return config
 
 
@@ -74,16 +81,26 @@ def _quantize(model: Any, workload: Workload, dtype: Any, device: str) -> None:
     import torch
 
     conv1d: Any = import_module("transformers.pytorch_utils").Conv1D  # GPT-2's linear layer, its weight transposed
+    kept = {*_HEADS, *_not_converted(model)}
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
-        if isinstance(module, (torch.nn.Linear, conv1d)) and leaf not in _HEADS:
+        if type(module) in (torch.nn.Linear, conv1d) and kept.isdisjoint({name, *name.split(".")}):
             setattr(model.get_submodule(parent), leaf, _quantized(module, workload, dtype, device))
     for module in model.modules():
         _leave_meta(module, device)
     model.tie_weights()
-    model.is_loaded_in_4bit = workload.quantization in _FOUR_BIT
+    model.is_loaded_in_4bit = workload.quantization in FOUR_BIT
     model.is_loaded_in_8bit = not model.is_loaded_in_4bit
     model.quantization_method = "bitsandbytes"
+
+
+def _not_converted(model: Any) -> list[str]:
+    """Return the names, or last names, of what loading leaves as it is: heads, what is tied, what is kept in fp32."""
+    base: Any = import_module("transformers.quantizers.base")
+    find = getattr(base, "get_keys_to_not_convert", None)  # elsewhere before 5.0
+    if find is None:
+        find = import_module("transformers.integrations.bitsandbytes").get_keys_to_not_convert
+    return [*find(model), *(getattr(model, "_keep_in_fp32_modules", None) or ())]
 
 
 def _quantized(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
@@ -92,7 +109,7 @@ def _quantized(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
 
     shape = linear.weight.shape if isinstance(linear, torch.nn.Linear) else linear.weight.shape[::-1]
     weight = torch.empty(shape, dtype=dtype, device=device)
-    make = _four_bit if workload.quantization in _FOUR_BIT else _eight_bit
+    make = _four_bit if workload.quantization in FOUR_BIT else _eight_bit
     layer = make(weight, linear.bias is not None, workload)
     if linear.bias is not None:
         layer.bias = torch.nn.Parameter(torch.empty_like(linear.bias, device=device))

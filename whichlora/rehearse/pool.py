@@ -31,12 +31,23 @@ class Pool:
     """Sends each job to a worker and yields its answer as soon as it is there, in any order.
 
     `variables` are added to the environment of workers that run `module`. A job that takes longer than `timeout_s` is
-    given up and its worker ended.
+    given up and its worker ended. Another environment's `python` needs `packages`, a folder with ours and no others.
     """
 
-    def __init__(self, variables: Mapping[str, str], *, module: str, jobs: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        variables: Mapping[str, str],
+        *,
+        module: str,
+        jobs: int,
+        timeout_s: float,
+        python: Path | None = None,
+        packages: Path | None = None,
+    ) -> None:
         self._variables = {**os.environ, **variables}
-        self._variables["PYTHONPATH"] = _python_path(variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH", ""))
+        first = variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
+        self._variables["PYTHONPATH"] = f"{first}{os.pathsep}{packages}" if packages else _python_path(first)
+        self._python = str(python or sys.executable)
         self._module, self._jobs, self._timeout_s = module, jobs, timeout_s
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
@@ -72,7 +83,7 @@ class Pool:
             worker.take(job, self._timeout_s)
 
     def _start(self) -> _Worker:
-        worker = _Worker(self._module, self._variables)
+        worker = _Worker([self._python, "-m", self._module], self._variables)
         self._workers.append(worker)
         self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
         return worker
@@ -105,10 +116,10 @@ class Pool:
 class _Worker:
     """One process, the job that it works on, and until when."""
 
-    def __init__(self, module: str, variables: Mapping[str, str]) -> None:
+    def __init__(self, command: list[str], variables: Mapping[str, str]) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `end`)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            command,
             env=dict(variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

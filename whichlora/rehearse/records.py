@@ -22,7 +22,9 @@ class Rehearsal:
 
     `outcome` is "ok", "oom" (the card ran out, in `phase`) or "failed" (for the reason in `error`). `phases` holds the
     peaks of each phase that was entered: load, then forward, backward and optimizer, or prefill and decode.
-    `breakdown` tells what was live at the allocated peak, where that was asked for.
+    `managed_peak_bytes` lie in managed memory (the state of paged optimizers), which may leave the card and which no
+    other number holds. `breakdown` tells what was live at the allocated peak, where that was asked for. `stack` says
+    under which requirements it ran, if not under what is installed here.
     """
 
     workload: Workload
@@ -33,7 +35,9 @@ class Rehearsal:
     trainable_params: int | None = None
     weights_bytes: int | None = None
     model_bytes: int | None = None
+    managed_peak_bytes: int | None = None
     phases: Mapping[str, PhasePeak] = field(default_factory=dict)
+    stack: str = ""
     environment: Environment = field(default_factory=Environment, repr=False)
     breakdown: Breakdown | None = field(default=None, repr=False)
 
@@ -89,6 +93,7 @@ def answer(rehearsal: Rehearsal) -> dict[str, Any]:
         "allocated_peak_bytes": rehearsal.allocated_peak_bytes,
         "reserved_peak_bytes": rehearsal.reserved_peak_bytes,
         "process_bytes": rehearsal.process_bytes,
+        "managed_peak_bytes": rehearsal.managed_peak_bytes,
         "peak_phase": rehearsal.peak_phase,
         "phases": {
             name: {
@@ -98,6 +103,7 @@ def answer(rehearsal: Rehearsal) -> dict[str, Any]:
             for name, peak in rehearsal.phases.items()
         },
         **({"breakdown": to_json(rehearsal.breakdown)} if rehearsal.breakdown else {}),
+        **({"stack": rehearsal.stack} if rehearsal.stack else {}),
         "evidence": EVIDENCE,
         "versions": dict(rehearsal.versions),
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from whichlora.nulldevice.stack import find_stack
-from whichlora_estimators.errors import BadValue, WhichloraError
+from whichlora_estimators.errors import BadValue, UnknownName, WhichloraError
 from whichlora_estimators.gpus import Gpu, context_bytes
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import PhasePeak, Store, environment_from_json, workload_to_json
@@ -20,11 +22,14 @@ from .adapters import check
 from .cards import find_card
 from .pool import Pool
 from .records import Rehearsal
-from .stored import card_fields, environment_here, measurement, remembered
+from .stacks import OtherStack
+from .stored import card_fields, environment_here, measurement, remembered, version_of_ours
 
 TIMEOUT_S = 600.0
 _WORKER = "whichlora.rehearse.worker"
 _NEEDED = ("torch", "transformers", "peft")
+#: How a model comes to be on the card: made there from its config, or loaded by `from_pretrained` from a checkpoint.
+CONFIG, CHECKPOINT = LOADS = ("config", "checkpoint")
 
 
 def rehearse(
@@ -36,6 +41,8 @@ def rehearse(
     alloc_conf: str | None = None,
     routing: str = "even",
     explain: bool = False,
+    load: str = CONFIG,
+    stack: OtherStack | None = None,
     store: Store | None = None,
     on_done: Callable[[Rehearsal], None] | None = None,
 ) -> Iterator[Rehearsal]:
@@ -44,7 +51,8 @@ def rehearse(
     `gpu` may be "unlimited". `jobs` is how many processes work at a time (default: one a processor); `on_done` hears of
     each rehearsal at once, whatever its place. What runs out of memory or fails is a rehearsal too. What a
     `store` holds from the same card and libraries is not run again; what is run is put there as soon as it is done.
-    `explain` adds what is live at each peak.
+    `explain` adds what is live at each peak. `load` is one of LOADS: how the model comes to be on the card. `stack` is an
+    environment of other versions (`stacks.make_stack`) to run in.
     Raises WhichloraError before the first one for a workload that no library runs, or where something is not installed.
     """
     card = find_card(gpu) if isinstance(gpu, str) else gpu
@@ -52,14 +60,38 @@ def rehearse(
     for workload in asked:
         check(workload)
     count = _checked(jobs, timeout_s)
-    need(_NEEDED)
-    if any(_wants_bitsandbytes(workload) for workload in asked):
-        need(("bitsandbytes",))
-    settings = "" if routing == "even" else f"routing={routing}"
-    settings += f" alloc_conf={alloc_conf}" if alloc_conf else ""
-    plan = _Plan(asked=asked, gpu=card, store=store, settings=settings.strip(), explain=explain, on_done=on_done)
-    variables = _environment(card, alloc_conf=alloc_conf, routing=routing)
-    return plan.run(Pool(variables, module=_WORKER, jobs=min(count, len(asked)), timeout_s=timeout_s))
+    if load not in LOADS:
+        raise UnknownName("way to load", load, LOADS, todo=f"Give one of {', '.join(LOADS)}.")
+    if stack is None:
+        need(_packages_for(asked, load))
+    settings = {"routing": routing if routing != "even" else "", "alloc_conf": alloc_conf or ""}
+    settings["load"] = load if load != CONFIG else ""
+    plan = _Plan(
+        asked=asked,
+        gpu=card,
+        store=store,
+        settings=" ".join(f"{name}={value}" for name, value in settings.items() if value),
+        explain=explain,
+        load=load,
+        stack=stack,
+        on_done=on_done,
+    )
+    python = stack.python if stack else None
+    variables = _environment(card, alloc_conf=alloc_conf, routing=routing, python=python)
+    pool = Pool(
+        variables,
+        module=_WORKER,
+        jobs=min(count, len(asked)),
+        timeout_s=timeout_s,
+        python=python,
+        packages=stack.packages if stack else None,
+    )
+    return plan.run(pool)
+
+
+def _packages_for(asked: Iterable[Workload], load: str) -> tuple[str, ...]:
+    quantized = ("bitsandbytes",) if any(map(_wants_bitsandbytes, asked)) else ()
+    return (*_NEEDED, *quantized, *(("accelerate",) if load == CHECKPOINT else ()))
 
 
 def need(packages: Iterable[str]) -> None:
@@ -87,13 +119,15 @@ def _wants_bitsandbytes(workload: Workload) -> bool:
     return workload.quantization != "none" or (trains and workload.optimizer.startswith(("paged", "adamw-8bit")))
 
 
-def _environment(gpu: Gpu, *, alloc_conf: str | None, routing: str) -> dict[str, str]:
+def _environment(gpu: Gpu, *, alloc_conf: str | None, routing: str, python: Path | None) -> dict[str, str]:
     from whichlora.nulldevice import environment
 
-    variables = environment(gpu, context_bytes=context_bytes(gpu), alloc_conf=alloc_conf, routing=routing)
+    context = context_bytes(gpu)
+    variables = environment(gpu, context_bytes=context, alloc_conf=alloc_conf, routing=routing, python=python)
     # One thread for what the host computes: as many workers as processors run beside each other.
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return variables | quiet | {"OMP_NUM_THREADS": "1"}
+    # Loading one tensor after the other, since the order of threads would show in reserved bytes.
+    return variables | quiet | {"OMP_NUM_THREADS": "1", "HF_DEACTIVATE_ASYNC_LOAD": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +139,8 @@ class _Plan:
     store: Store | None
     settings: str
     explain: bool
+    load: str
+    stack: OtherStack | None
     on_done: Callable[[Rehearsal], None] | None
 
     def run(self, pool: Pool) -> Iterator[Rehearsal]:
@@ -112,12 +148,13 @@ class _Plan:
         done = self._stored()
         for rehearsal in done.values():
             self._tell(rehearsal)
-        jobs = [
-            (i, {"workload": workload_to_json(workload), "explain": self.explain})
-            for i, workload in enumerate(self.asked)
-            if i not in done
-        ]
-        with pool:
+        with tempfile.TemporaryDirectory(prefix="whichlora-phantoms-") as folder, pool:
+            settings = {"explain": self.explain, "phantoms": folder if self.load == CHECKPOINT else ""}
+            jobs = [
+                (i, {"workload": workload_to_json(workload), **settings})
+                for i, workload in enumerate(self.asked)
+                if i not in done
+            ]
             answers = pool.answers(jobs)
             for number in range(len(self.asked)):
                 while number not in done:
@@ -126,7 +163,8 @@ class _Plan:
 
     def _take(self, answer: tuple[int, Mapping[str, Any]], done: dict[int, Rehearsal]) -> None:
         number, content = answer
-        done[number] = _rehearsal(self.asked[number], self.gpu, content)
+        found = _rehearsal(self.asked[number], self.gpu, content)
+        done[number] = dataclasses.replace(found, stack=self.stack.text) if self.stack else found
         if self.store:
             self.store.add([measurement(done[number], settings=self.settings)])
         self._tell(done[number])
@@ -134,8 +172,13 @@ class _Plan:
     def _stored(self) -> dict[int, Rehearsal]:
         if self.store is None or self.explain:  # the store keeps no breakdowns
             return {}
-        here = environment_here(self.gpu, cuda_version=find_stack().cuda_version)
-        return remembered(self.store, self.asked, self.gpu, here, settings=self.settings)
+        stack = self.stack
+        here = environment_here(self.gpu, cuda_version=find_stack(stack.python if stack else None).cuda_version)
+        if stack:
+            versions = {**stack.versions, "cuda": here.versions["cuda"]}
+            here = dataclasses.replace(here, versions=versions, python_version=stack.python_version)
+        found = remembered(self.store, self.asked, self.gpu, here, settings=self.settings)
+        return {n: dataclasses.replace(each, stack=stack.text) for n, each in found.items()} if stack else found
 
     def _tell(self, rehearsal: Rehearsal) -> None:
         if self.on_done:
@@ -154,7 +197,9 @@ def _rehearsal(workload: Workload, gpu: Gpu, answer: Mapping[str, Any]) -> Rehea
             name: PhasePeak(allocated_peak_bytes=allocated, reserved_peak_bytes=reserved)
             for name, (allocated, reserved) in peaks
         },
-        environment=dataclasses.replace(environment_from_json(answer["environment"]), **card_fields(gpu)),
+        environment=dataclasses.replace(
+            environment_from_json(answer["environment"]), whichlora_version=version_of_ours(), **card_fields(gpu)
+        ),
         breakdown=breakdown.from_json(found) if (found := answer.get("breakdown")) else None,
         **answer.get("counts", {}),
     )

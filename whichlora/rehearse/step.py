@@ -66,6 +66,10 @@ class Recorder:
     def mask_is_full(self, full: bool) -> None:
         """Hear whether an attention mask, if one is asked about, would be all ones: a card that computes reads it."""
 
+    def build(self, workload: Workload) -> Any:
+        """Return the workload's model on the device; a subclass may load it from a checkpoint."""
+        return build_model(workload, self.device)
+
     def count_process(self) -> None:
         """Hear that the process holds the most that it will hold, or nearly."""
 
@@ -130,7 +134,7 @@ def _train(workload: Workload, recorder: Recorder, clock: Clock | None) -> None:
 
 
 def _load(workload: Workload, recorder: Recorder, clock: Clock | None) -> Any:
-    model = build_model(workload, recorder.device)
+    model = recorder.build(workload)
     recorder.count_allocated("weights_bytes")
     if clock:
         give_values(model, quantized=workload.quantization != "none")

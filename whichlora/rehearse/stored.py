@@ -44,6 +44,11 @@ def environment_here(gpu: Gpu, *, cuda_version: str) -> Environment:
     return local_environment(**card_fields(gpu), versions={"cuda": cuda_version})
 
 
+def version_of_ours() -> str | None:
+    """Return this whichlora's version: in another environment its own metadata are not there."""
+    return local_environment(libraries=()).whichlora_version
+
+
 def card_fields(gpu: Gpu) -> dict[str, Any]:
     """Return the fields of an environment that say which card it was."""
     return {
@@ -59,14 +64,22 @@ def remembered(
 ) -> dict[int, Rehearsal]:
     """Return what the store knows of these workloads on this card with these libraries and settings, by their place.
 
-    A failure is not remembered: it is tried again.
+    A failure is not remembered: it is tried again. Nor is what a paged optimizer took: managed bytes are not stored.
     """
     ids = [workload_id(workload) for workload in workloads]
     if not ids or not store.exists:
         return {}
     found = store.query(Filters(gpu=gpu.slug, evidence=EVIDENCE, workload_id=sorted(set(ids))))
     same = {each.workload_id: each for each in reversed(found) if _is_same(each, here, settings)}
-    return {place: _rehearsal(same[known], workloads[place], gpu) for place, known in enumerate(ids) if known in same}
+    return {
+        place: _rehearsal(same[known], workloads[place], gpu)
+        for place, known in enumerate(ids)
+        if known in same and not _is_paged(workloads[place])
+    }
+
+
+def _is_paged(workload: Workload) -> bool:
+    return workload.phase == "train" and workload.optimizer.startswith("paged")
 
 
 def _is_same(measured: Measurement, here: Environment, settings: str) -> bool:
@@ -89,6 +102,7 @@ def _rehearsal(measured: Measurement, workload: Workload, gpu: Gpu) -> Rehearsal
         trainable_params=measured.trainable_params,
         weights_bytes=measured.weights_bytes,
         model_bytes=measured.model_bytes,
+        managed_peak_bytes=0 if measured.outcome == "ok" else None,
         phases={name: measured.phase_peaks[name] for name in _PHASES if name in measured.phase_peaks},
         environment=measured.environment,
     )

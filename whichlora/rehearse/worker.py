@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
-from whichlora_estimators.workload import workload_from_json
+from whichlora_estimators.workload import Workload, workload_from_json
 
 _LONGEST_ERROR = 2000
 
@@ -18,6 +21,7 @@ _LONGEST_ERROR = 2000
 def main() -> None:
     """Say what is installed, then answer workloads until stdin ends, or until something of one stays behind."""
     answers = take_stdout()
+    end_with_parent()
     import torch
 
     from whichlora_profiles_db import environment_to_json, local_environment
@@ -41,25 +45,43 @@ def take_stdout() -> TextIO:
     return answers
 
 
+def end_with_parent() -> None:
+    """End as soon as the other side of stdin is closed: whoever asked is gone, and may have been killed."""
+
+    def wait() -> None:
+        gone = select.poll()
+        gone.register(0, 0)  # no data is waited for, only the end
+        gone.poll()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def say(answers: TextIO, content: Mapping[str, Any]) -> None:
+    """Send a message: one line of JSON."""
     answers.write(json.dumps(content) + "\n")
     answers.flush()
 
 
-def _rehearse(*, workload: Mapping[str, Any], explain: bool = False) -> dict[str, Any]:
+def _rehearse(*, workload: Mapping[str, Any], explain: bool = False, phantoms: str = "") -> dict[str, Any]:
+    """Rehearse a workload; `phantoms` is the folder of checkpoints, where the model is loaded from one."""
     import torch
 
+    from whichlora.nulldevice import control
+
     from .history import History
+    from .loading import load_model
     from .step import Recorder, run
 
     class NullRecorder(Recorder):
-        """Tells the device what it would read back from a mask."""
+        """Tells the device what it would read back from a mask, and loads checkpoints without weights."""
 
         def mask_is_full(self, full: bool) -> None:
-            from whichlora.nulldevice import control
-
             control.reset()
             control.set_bool(full)
+
+        def build(self, workload: Workload) -> Any:
+            return load_model(workload, self.device, Path(phantoms)) if phantoms else super().build(workload)
 
     recorder, outcome, error = NullRecorder(), "ok", ""
     asked = workload_from_json(workload)
@@ -74,7 +96,7 @@ def _rehearse(*, workload: Mapping[str, Any], explain: bool = False) -> dict[str
         "outcome": outcome,
         "error": error[:_LONGEST_ERROR],
         "phase": recorder.current,
-        "counts": recorder.counts,
+        "counts": {**recorder.counts, "managed_peak_bytes": control.managed_peak_bytes()},
         "peaks": recorder.peaks,
         **({"breakdown": history.end(asked, recorder)} if history else {}),
     }
@@ -91,10 +113,7 @@ def _describe(problem: Exception) -> str:
 
 
 def warm_up() -> None:
-    """Multiply matrices on both threads that do, this one and autograd's, which gives each its cuBLAS workspace.
-
-    PyTorch keeps these for good. So every workload finds what a process that has trained before it has left.
-    """
+    """Multiply matrices on both threads that do, this one and autograd's, so that what libraries start with has started."""
     import torch
 
     weight = torch.zeros(64, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
@@ -102,12 +121,16 @@ def warm_up() -> None:
 
 
 def clean_up() -> int:
-    """Free what the workload left in the libraries' own caches; return the bytes that are still allocated."""
+    """Free what the workload left in the libraries' own caches; return the bytes that are still allocated.
+
+    Each thread's cuBLAS workspace goes too: the next workload makes its own, as it would in a process of its own.
+    """
     import torch
 
     if "bitsandbytes" in sys.modules:
         sys.modules["bitsandbytes"].functional.name2qmap.clear()
     gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
     return int(torch.cuda.memory_allocated())
 
