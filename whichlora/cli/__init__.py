@@ -13,8 +13,11 @@ from whichlora_estimators.errors import WhichloraError
 COMMANDS = {
     "estimate": "estimate",
     "rehearse": "rehearse",
+    "phantom": "phantom",
+    "verify": "verify",
     "pick": "pick",
     "data": "data",
+    "finetune": "finetune",
     "profiles": "profiles",
     "models": "known",
     "gpus": "known",
