@@ -211,7 +211,7 @@ def _fully_predicted(row: Row, prediction: Prediction) -> Predicted:
     process = _spread(found.process_bytes, prediction.process)
     reserved = Spread(
         expected_bytes=found.reserved_peak_bytes,
-        low_bytes=prediction.process.low_bytes - found.context_bytes,
+        low_bytes=max(0, prediction.process.low_bytes - found.context_bytes),  # the context's own error is in it
         high_bytes=prediction.process.high_bytes - found.context_bytes,
         coverage=prediction.process.coverage,
     )
