@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from .tables import table
 
 _SCRIPT = "whichlora.script"
 #: What describes a workload is spelled as in `whichlora estimate`.
-_SHARED = {"quantizations", "ranks", "targets", "batch_sizes", "seq_lens", "precision", "attention", "optimizer"}
-_SHARED |= {"checkpointing", "dropout", "padded", "generate", "prefill_lens", "decode_len", "all_logits", "offline"}
+SHARED = {"quantizations", "ranks", "targets", "batch_sizes", "seq_lens", "precision", "attention", "optimizer"}
+SHARED |= {"checkpointing", "dropout", "padded", "generate", "prefill_lens", "decode_len", "all_logits", "offline"}
 
 
 class _Command(click.Command):
@@ -87,13 +87,13 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
         _rehearse_script(script, gpus, options)
         return
     if workloads is not None:
-        _echo_workloads(_parsed(workloads), gpus, options)
+        _echo_workloads(parsed(workloads), gpus, options)
         return
     if not models or not gpus:
         missing = "MODEL" if not models else "--gpu"
         todo = "Example: whichlora rehearse meta-llama/Llama-3.1-8B --gpu rtx-4090."
         raise BadValue(f"no {missing} given", todo=todo)
-    asked = list(_combinations(models, options))
+    asked = list(combinations(models, options))
     found = [rehearsal for gpu in dict.fromkeys(gpus) for rehearsal in _rehearsals(asked, gpu, options)]
     if options["as_json"]:
         click.echo(json.dumps({"schema": SCHEMA, "rehearsals": [answer(each) for each in found]}, indent=1))
@@ -102,7 +102,7 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
     _explain(found, options)
 
 
-rehearse.params[3:3] = [param for param in estimate.params if param.name in _SHARED]
+rehearse.params[3:3] = [param for param in estimate.params if param.name in SHARED]
 
 
 def _rehearse_script(command: list[str], gpus: tuple[str, ...], options: dict[str, Any]) -> None:
@@ -139,7 +139,8 @@ def _script_text(run: ScriptRun) -> str:
     return "\n".join(lines)
 
 
-def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
+def combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
+    """Yield the workload of each model and each combination of options."""
     for name in models:
         shape = load_model(name, offline=options["offline"])
         for setup in setups(options):
@@ -157,7 +158,9 @@ def _rehearsals(asked: list[Workload], gpu: str, options: dict[str, Any]) -> Ite
     def tell(rehearsal: Rehearsal) -> None:
         nonlocal count
         count += 1
-        click.echo(f"[{count}/{len(asked)}] {_name(rehearsal.workload)} on {card.slug}: {_result(rehearsal)}", err=True)
+        click.echo(
+            f"[{count}/{len(asked)}] {workload_name(rehearsal.workload)} on {card.slug}: {_result(rehearsal)}", err=True
+        )
 
     settings = {name: options[name] for name in ("jobs", "timeout_s", "alloc_conf", "routing")}
     settings["explain"] = options["explain"] or options["html"] is not None
@@ -165,7 +168,8 @@ def _rehearsals(asked: list[Workload], gpu: str, options: dict[str, Any]) -> Ite
     return rehearse_workloads(asked, card, store=store, on_done=tell, **settings)
 
 
-def _name(workload: Workload) -> str:
+def workload_name(workload: Workload) -> str:
+    """Return a workload's label or, without one, what it runs."""
     return workload.id or f"{workload.model} {setup_text(workload)} b{workload.batch_size}"
 
 
@@ -204,7 +208,7 @@ def _explain(found: list[Rehearsal], options: dict[str, Any]) -> None:
 
 
 def _title(rehearsal: Rehearsal) -> str:
-    return f"{_name(rehearsal.workload)} on {rehearsal.gpu.name}: {_result(rehearsal)}, peak in {rehearsal.peak_phase}"
+    return f"{workload_name(rehearsal.workload)} on {rehearsal.gpu.name}: {_result(rehearsal)}, peak in {rehearsal.peak_phase}"
 
 
 def explanation(breakdown: Breakdown, *, most: int = 20) -> str:
@@ -224,7 +228,7 @@ def explanation(breakdown: Breakdown, *, most: int = 20) -> str:
     )
 
 
-def _parsed(path: Path) -> list[Workload | dict[str, Any]]:
+def parsed(path: Path, check: Callable[[Workload], None] = check) -> list[Workload | dict[str, Any]]:
     """Return each line's workload or, where there is none that runs, its answer."""
 
     def parse(fields: dict[str, Any]) -> Workload | dict[str, Any]:

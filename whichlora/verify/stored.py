@@ -30,11 +30,10 @@ _SAME = {
 
 
 def _settings(place: Place) -> str:
-    """Return what decides a card's bytes and is in no field: the allocator's configuration, which workers inherit."""
-    if place.device == "cpu":
-        return ""
+    """Return what decides bytes and is in no field: how weights come, and the allocator's setting that workers inherit."""
     found = [os.environ[name] for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF") if os.environ.get(name)]
-    return f"alloc_conf={found[0]}" if found else ""
+    alloc_conf = f" alloc_conf={found[0]}" if found and place.device != "cpu" else ""
+    return f"weights=random{alloc_conf}"
 
 
 def measurement(workload: Workload, place: Place, answer: Mapping[str, Any]) -> Measurement:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import sys
-import threading
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from whichlora.rehearse.parent import end_with_parent
 from whichlora.rehearse.step import Recorder, run
-from whichlora.rehearse.worker import say, take_stdout, warm_up
+from whichlora.rehearse.worker import clean_up, say, take_stdout, warm_up
 from whichlora_estimators.workload import workload_from_json
 
 from .card import environment_here
@@ -32,7 +31,7 @@ _OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not
 def main() -> None:
     """Say what is here, then answer a workload; a line without one asks for no more than that."""
     answers = take_stdout()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     device = os.environ[DEVICE]
     from whichlora_profiles_db import environment_to_json
 
@@ -58,6 +57,7 @@ def measure(
     try:
         if device == "cuda":
             warm_up()
+            clean_up()  # as before a rehearsal
         run(workload_from_json(workload), recorder, clock)
     except Exception as problem:  # whatever a library raises is an answer
         outcome = "oom" if _ran_out(problem) else "failed"
@@ -83,14 +83,6 @@ def _ran_out(problem: Exception) -> bool:
 def _describe(problem: Exception) -> str:
     frame = traceback.extract_tb(problem.__traceback__)[-1]
     return f"{type(problem).__name__}: {problem} ({frame.filename}:{frame.lineno} in {frame.name})"
-
-
-def _end_with_parent() -> None:
-    """End when the other side of stdin is closed: whoever asked is gone, and may have been killed."""
-    gone = select.poll()
-    gone.register(0, 0)  # no data is waited for, only the end
-    gone.poll()
-    os._exit(1)
 
 
 if __name__ == "__main__":
