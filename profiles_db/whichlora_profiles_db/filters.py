@@ -52,7 +52,7 @@ class Filters:
 
     def __post_init__(self) -> None:
         for name in NAMES:
-            for value in _listed(name, getattr(self, name)):
+            for value in listed(name, getattr(self, name)):
                 if name in _CHOICES:
                     check_choice(name, value.lower(), _CHOICES[name])
         for name in ("since", "until"):
@@ -67,7 +67,7 @@ def where(filters: Filters | None) -> tuple[str, list[Any]]:
     """Return an SQL condition on table measurement, and the values of its parameters in order."""
     conditions, values = ["true"], []
     for name in NAMES if filters else ():
-        chosen = _listed(name, getattr(filters, name))
+        chosen = listed(name, getattr(filters, name))
         if chosen:
             conditions.append(" OR ".join(_matches(name, value) for value in chosen))
             values += [value.lower() for value in chosen]
@@ -80,7 +80,8 @@ def where(filters: Filters | None) -> tuple[str, list[Any]]:
     return " AND ".join(f"({condition})" for condition in conditions), values
 
 
-def _listed(name: str, chosen: object) -> tuple[str, ...]:
+def listed(name: str, chosen: object) -> tuple[str, ...]:
+    """Return the names that a filter allows. Raises BadValue."""
     values = () if chosen is None else (chosen,) if isinstance(chosen, str) else chosen
     if not isinstance(values, Sequence) or not all(isinstance(value, str) for value in values):
         raise BadValue(f"{name} must be a name or several", value=chosen, todo="Give text or a list of texts.")

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,12 +160,12 @@ def pack_measurements(rows: Iterable[tuple[Any, ...]]) -> list[Measurement]:
     """Build the measurements of rows of PACK_COLUMNS."""
     rows = list(rows)
     reader = RowReader({row[_CONFIG_ID]: row[_CONFIG] for row in rows})
-    return [reader.measurement(row[:_CONFIG], names_of(row)) for row in rows]
+    return [reader.measurement(row[:_CONFIG], names_of(row[_CONFIG + 1 :])) for row in rows]
 
 
-def names_of(row: tuple[Any, ...]) -> dict[str, str]:
-    """Return host and user name of a row of PACK_COLUMNS, where known."""
-    given = zip(("host_name", "user_name"), row[_CONFIG + 1 :], strict=True)
+def names_of(names: Sequence[str | None]) -> dict[str, str]:
+    """Return host and user name where known, given both in this order."""
+    given = zip(("host_name", "user_name"), names, strict=True)
     return {kind: name for kind, name in given if name is not None}
 
 
@@ -200,7 +200,7 @@ def _describe(connection: DuckDBPyConnection, condition: str, values: list[Any],
         ids_sha256=ids.hexdigest(),
         counts=counts_by(connection, f"measurement WHERE {condition}", values),
         with_names=with_names,
-        producer=f"whichlora {_version()}",
+        producer=producer(),
     )
 
 
@@ -252,13 +252,14 @@ def literal_path(path: Path) -> str:
     return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in text)
 
 
-def _version() -> str:
+def producer() -> str:
+    """Return this program's name and version."""
     from importlib import metadata
 
     try:
-        return metadata.version("whichlora")
+        return f"whichlora {metadata.version('whichlora')}"
     except metadata.PackageNotFoundError:
-        return "of unknown version"
+        return "whichlora of unknown version"
 
 
 _CONFIG_ID, _CONFIG = list(PACK_COLUMNS).index("config_id"), list(PACK_COLUMNS).index("config")

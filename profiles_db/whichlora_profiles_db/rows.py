@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timezone
 from typing import Any
 
@@ -37,27 +38,55 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WorkloadTexts:
+    """What is stored of a workload: its content for the id, its columns, and its config."""
+
+    workload: Workload
+    content: Mapping[str, Any]
+    values: Mapping[str, Any]
+    config: str
+
+
+class WorkloadWriter:
+    """Makes what is stored of workloads; objects that repeat are worked on once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _WorkloadTexts] = {}
+
+    def texts(self, workload: Workload) -> _WorkloadTexts:
+        """Return what is stored of a workload."""
+        found = self._known.get(id(workload))
+        if found is None:
+            config = canonical_json(workload.config)
+            content = workload_to_json(workload) | {"config": text_hash(config)}
+            values = _workload_values(workload, content)
+            # It holds the workload, so that no other object gets its address.
+            found = _WorkloadTexts(workload=workload, content=content, values=values, config=config)
+            self._known[id(workload)] = found
+        return found
+
+
 class RowWriter:
     """Collects the rows of the three tables for a set of measurements, each once."""
 
-    def __init__(self, measurements: Iterable[Measurement]) -> None:
+    def __init__(self, measurements: Iterable[Measurement], *, workloads: WorkloadWriter | None = None) -> None:
         self.measurements: dict[str, tuple[Any, ...]] = {}
         self.configs: dict[str, str] = {}
         self.origins: set[tuple[str, str, str]] = set()
+        self._workloads = workloads or WorkloadWriter()
         for measurement in measurements:
             self._add(measurement)
 
     def _add(self, measurement: Measurement) -> None:
-        config = canonical_json(measurement.workload.config)
-        config_id = text_hash(config)
-        workload = workload_to_json(measurement.workload) | {"config": config_id}
-        id_ = content_hash(measurement_content(measurement, workload))
-        self.configs[config_id] = config
+        texts = self._workloads.texts(measurement.workload)
+        id_ = content_hash(measurement_content(measurement, texts.content))
+        self.configs[texts.values["config_id"]] = texts.config
         self.origins |= {
             (id_, kind, name) for kind in PRIVATE if (name := getattr(measurement.environment, kind)) is not None
         }
         if id_ not in self.measurements:
-            values = {"id": id_, **_workload_values(measurement.workload, workload), **_values(measurement)}
+            values = {"id": id_, **texts.values, **_values(measurement)}
             self.measurements[id_] = tuple(values[name] for name in COLUMNS)
 
 
@@ -68,6 +97,10 @@ class RowReader:
         self._configs = {config_id: json.loads(text) for config_id, text in configs.items()}
         self._workloads: dict[tuple[str, str], Workload] = {}
         self._environments: dict[tuple[Any, ...], Environment] = {}
+
+    def learn(self, config_id: str, text: str) -> None:
+        """Take one more config."""
+        self._configs[config_id] = json.loads(text)
 
     def measurement(self, row: Sequence[Any], names: Mapping[str, str]) -> Measurement:
         """Return the measurement of one row of COLUMNS; `names` are its host and user, where known."""

@@ -46,12 +46,13 @@ _locks_guard = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outside:
-    """What a connection may reach beside its own file: `files` by their path, other DuckDB files as `databases`.
+    """What a connection may reach beside its own file: `files`, what lies in `folders`, other DuckDB `databases`.
 
     Everything else, and every other setting, is closed before the first statement runs.
     """
 
     files: tuple[Path, ...] = ()
+    folders: tuple[Path, ...] = ()
     databases: Mapping[str, Path] = field(default_factory=dict)
     memory_bytes: int = 1 << 30
 
@@ -59,7 +60,8 @@ class Outside:
         """Open the databases read-only, allow the files, and lock the rest out."""
         for name, path in self.databases.items():
             connection.execute(f'ATTACH {quoted(str(path))} AS "{name}" (READ_ONLY)')
-        connection.execute(f"SET allowed_paths = [{', '.join(quoted(str(path)) for path in self.files)}]")
+        for setting, paths in (("allowed_paths", self.files), ("allowed_directories", self.folders)):
+            connection.execute(f"SET {setting} = [{', '.join(quoted(str(path)) for path in paths)}]")
         connection.execute("SET enable_external_access = false")
         connection.execute(f"SET memory_limit = '{self.memory_bytes} B'")
         connection.execute("SET lock_configuration = true")
@@ -80,6 +82,13 @@ def reading(path: Path, *, wait_s: float, outside: Outside | None = None) -> Ite
     _recognize(path, deadline)
     with _opened(path, deadline, read_only=True, outside=outside) as connection:
         migrations.schema_number(connection, path)  # another process may have upgraded it since we first looked
+        yield connection
+
+
+@contextlib.contextmanager
+def reading_as_is(path: Path, *, wait_s: float) -> Iterator[DuckDBPyConnection]:
+    """Open a file read-only, whatever its schema: one that belongs to somebody else, and is not brought up to date."""
+    with _opened(path, _Deadline(wait_s), read_only=True) as connection:
         yield connection
 
 
@@ -165,9 +174,7 @@ def _only_us(path: Path, deadline: _Deadline) -> Iterator[None]:
 def _connect(path: Path, deadline: _Deadline, *, read_only: bool, reaches_out: bool = False) -> DuckDBPyConnection:
     import duckdb
 
-    config = settings()
-    if reaches_out:  # closed by `Outside.open`, once it has opened what it names
-        del config["enable_external_access"]
+    config = settings(reaches_out=reaches_out)
 
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -182,15 +189,18 @@ def _connect(path: Path, deadline: _Deadline, *, read_only: bool, reaches_out: b
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def settings() -> dict[str, str | bool | int | float | list[str]]:
-    """Return DuckDB's settings: nothing from the network or from other files, a file that DuckDB 1.2 can read."""
-    return {
+def settings(*, reaches_out: bool = False) -> dict[str, str | bool | int | float | list[str]]:
+    """Return DuckDB's settings: nothing from the network or from other files, a file that DuckDB 1.2 can read.
+
+    With `reaches_out`, other files stay open until `Outside.open` has closed them, but for those it names.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {
         "threads": min(4, os.cpu_count() or 1),
-        "enable_external_access": "false",
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
         "storage_compatibility_version": "v1.2.0",
     }
+    return config if reaches_out else {"enable_external_access": "false", **config}
 
 
 def _cannot_open(path: Path, error: Exception) -> StoreError:

@@ -56,7 +56,7 @@ WHERE measurement_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY measurement_id, k
 _GROUPS = f"""
 SELECT gpu, evidence, count(DISTINCT model), count(DISTINCT workload_id), min(measured_at), max(measured_at),
     {", ".join(f"count(*) FILTER (WHERE outcome = '{outcome}')" for outcome in OUTCOMES)}
-FROM measurement WHERE $condition GROUP BY gpu, evidence ORDER BY gpu NULLS LAST, evidence
+FROM $source WHERE $condition GROUP BY gpu, evidence ORDER BY gpu NULLS LAST, evidence
 """
 
 
@@ -175,12 +175,12 @@ class Store:
     def stats(self, filters: Filters | None = None) -> StoreStats:
         """Return how much the store holds, by card and evidence."""
         condition, values = where(filters)
-        rows = self._rows(_GROUPS.replace("$condition", condition), values)
+        rows = self._rows(groups_sql("measurement", condition), values)
         return StoreStats(
             path=self.path,
             file_bytes=self.path.stat().st_size if self.exists else 0,
             schema=migrations.latest(),
-            groups=tuple(_group(row) for row in rows),
+            groups=tuple(group_stats(row) for row in rows),
         )
 
     def _add_batch(self, batch: list[Measurement]) -> int:
@@ -247,7 +247,13 @@ def _measurement(reader: RowReader, row: tuple[Any, ...], names: Mapping[str, st
         raise StoreError("a row of the store contradicts itself", value=row[_ID], todo=todo) from error
 
 
-def _group(row: tuple[Any, ...]) -> GroupStats:
+def groups_sql(source: str, condition: str) -> str:
+    """Return the SQL that counts the rows of `source` by card and evidence, for `group_stats` to read."""
+    return _GROUPS.replace("$source", source).replace("$condition", condition)
+
+
+def group_stats(row: tuple[Any, ...]) -> GroupStats:
+    """Build the counts of one group from a row that `groups_sql` selects."""
     gpu, evidence, models, workloads, first_at, last_at, *counts = row
     return GroupStats(
         gpu=gpu,

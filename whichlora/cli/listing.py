@@ -21,8 +21,10 @@ from whichlora_profiles_db import (
     Store,
     UnknownMeasurement,
     measurement_to_json,
+    open_remote,
     open_store,
     published,
+    remote_stats,
 )
 
 from .estimate import setup_text
@@ -31,11 +33,17 @@ from .tables import table
 SCHEMA = 1
 SHOWN = 20
 _SHORTEST_ID = 4
+_GROUP_HEADERS = ("where", "gpu", "evidence", "ok", "oom", "failed", "models", "workloads", "first", "last")
 _NAMES = ("model", "gpu", "method", "evidence", "outcome", "phase", "source")
 
 
 def filter_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that choose measurements, the store, and whether the published pack counts."""
+    return choosing_options(store_options(command))
+
+
+def choosing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose measurements."""
     options = [
         click.option("--model", multiple=True, help="Model, with or without its organisation; * and ? stand for any."),
         click.option("--gpu", multiple=True, help="Card, as `whichlora gpus` lists it."),
@@ -49,7 +57,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
     ]
     for option in reversed(options):
         command = option(command)
-    return store_options(command)
+    return command
 
 
 def store_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -101,10 +109,14 @@ def show(id_: str, db: Path | None, with_published: bool, as_json: bool) -> None
 
 
 @click.command()
+@click.option("--remote", metavar="URL", help="Count what a remote's packs say, without downloading them.")
 @filter_options
-def stats(**options: Any) -> None:
+def stats(remote: str | None, **options: Any) -> None:
     """Count measurements by card and evidence."""
     filters, store = chosen_filters(options), open_store(options["db"])
+    if remote is not None:
+        _echo_remote(remote, filters, as_json=options["as_json"])
+        return
     known = store.stats(filters)
     shipped = _not_in(store, list(published(filters))) if options["with_published"] else []
     groups = [("store", group) for group in known.groups] + [("published pack", g) for g in _groups(shipped)]
@@ -114,10 +126,20 @@ def stats(**options: Any) -> None:
         lines = [_group_fields(place, group) for place, group in groups]
         click.echo(json.dumps({"schema": SCHEMA, "store": where, "total": total, "groups": lines}, indent=1))
         return
-    headers = ("where", "gpu", "evidence", "ok", "oom", "failed", "models", "workloads", "first", "last")
-    click.echo(table(headers, [_group_cells(place, group) for place, group in groups], right=range(3, 8)))
+    click.echo(table(_GROUP_HEADERS, [_group_cells(place, group) for place, group in groups], right=range(3, 8)))
     size = f"{known.total} measurements, {format_bytes(known.file_bytes)}" if store.exists else "not there yet"
     click.echo(f"{total} measurements; store {known.path}: {size}", err=True)
+
+
+def _echo_remote(url: str, filters: Filters, *, as_json: bool) -> None:
+    groups = remote_stats(open_remote(url), filters)
+    total = sum(group.total for group in groups)
+    if as_json:
+        lines = [_group_fields("remote", group) for group in groups]
+        click.echo(json.dumps({"schema": SCHEMA, "remote": url, "total": total, "groups": lines}, indent=1))
+        return
+    click.echo(table(_GROUP_HEADERS, [_group_cells("remote", group) for group in groups], right=range(3, 8)))
+    click.echo(f"{total} measurements in the packs of {url}, as these say", err=True)
 
 
 # Which -----------------------------------------------------------------------------------------------------------------

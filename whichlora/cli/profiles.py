@@ -11,6 +11,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("listing", "list_profiles"),
     "show": ("listing", "show"),
     "stats": ("listing", "stats"),
+    "export": ("packs", "export"),
+    "import": ("packs", "import_"),
+    "check": ("packs", "check"),
+    "push": ("packs", "push_"),
+    "pull": ("packs", "pull_"),
+    "sync": ("packs", "sync"),
+    "merge": ("packs", "merge"),
 }
 
 
