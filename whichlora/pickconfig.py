@@ -117,6 +117,11 @@ class PickConfig:
 
 def read_config(path: Path) -> PickConfig:
     """Read a YAML (or JSON) file. Raises WhichloraError for an unreadable file and for any key or value not allowed."""
+    return config_from_fields(read_fields(path), folder=path.parent)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read the keys of a YAML (or JSON) file. Raises BadValue where it cannot be read, or is none."""
     import yaml
 
     try:
@@ -128,7 +133,7 @@ def read_config(path: Path) -> PickConfig:
         raise BadValue("not a YAML file", value=str(path), todo=f"Mend it: {what}.") from None
     if not isinstance(fields, dict):
         raise BadValue("the config must be a mapping of keys", value=str(path), todo="See examples/first.yaml.")
-    return config_from_fields(fields, folder=path.parent)
+    return fields
 
 
 def config_from_fields(fields: Mapping[str, Any], *, folder: Path | None = None) -> PickConfig:

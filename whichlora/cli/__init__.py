@@ -18,6 +18,7 @@ COMMANDS = {
     "pick": "pick",
     "data": "data",
     "finetune": "finetune",
+    "slurm": "slurm",
     "profiles": "profiles",
     "models": "known",
     "gpus": "known",
