@@ -11,7 +11,12 @@ from functools import cache
 from math import ceil
 
 from . import ops, products
+from .errors import Unsupported
+from .stack import BOOL_MASKS, GROUPED_EFFICIENT, GROUPED_SDPA, NO_PACKED_MASK, SEARCHES_PACKED, Stack
 from .tape import BF16, BOOL, FP16, FP32, INT64, Dtype, Kernel, Tensor
+
+#: Attention by the flash-attn library, as a workload names it.
+FLASH_ATTENTION_2 = "flash_attention_2"
 
 
 def _round_up(size: int, multiple: int) -> int:
@@ -30,22 +35,54 @@ def search_packed(like: Tensor, batch: int, tokens: int) -> None:
     del converted, starts, sums, steps
 
 
-def causal_mask(like: Tensor, *, batch: int, queries: int, keys: int, padded: bool, kind: str) -> Tensor | None:
-    """Make the mask that Transformers hands to every layer: none for unpadded sdpa, bool for sdpa, float for eager."""
-    if kind == "sdpa" and not padded and queries in (1, keys):
+def causal_mask(
+    like: Tensor, *, batch: int, queries: int, keys: int, padded: bool, kind: str, needed: bool = False
+) -> Tensor | None:
+    """Make the mask that Transformers hands to every layer: none for unpadded sdpa, bool for sdpa, float for eager.
+
+    `needed` says that one is made though all keys are seen; flash attention is told of padding only.
+    """
+    padded = padded or (needed and _told_by_samples(like, queries))
+    if kind == FLASH_ATTENTION_2:
+        return _padding(like, batch, keys, padded=padded)
+    if kind == "sdpa" and not padded and not needed and queries in (1, keys):
         return None
     joined = [(True, 1), (False, batch)] if padded else []
     return _mask_of(_joined_flags(like, batch, queries, keys, joined), like, kind)
 
 
 def windowed_mask(
-    like: Tensor, *, batch: int, queries: int, keys: int, window: int, padded: bool, kind: str
+    like: Tensor, *, batch: int, queries: int, keys: int, window: int, padded: bool, kind: str, needed: bool = False
 ) -> Tensor | None:
     """Make the mask of layers that see `window` tokens: as `causal_mask`, but never none once the keys fill the window."""
-    if kind == "sdpa" and not padded and queries in (1, keys) and keys < window:
+    if kind == FLASH_ATTENTION_2:
+        return _padding(like, batch, keys, padded=padded)
+    padded = padded or (needed and _told_by_samples(like, queries))
+    if kind == "sdpa" and not padded and not needed and queries in (1, keys) and keys < window:
         return None
     joined = [(True, 1), (True, 1)] + ([(False, 1), (False, batch)] if padded else [])
     return _mask_of(_joined_flags(like, batch, queries, keys, joined), like, kind)
+
+
+def searches_packed(like: Tensor, batch: int, tokens: int) -> bool:
+    """Look for several sequences in one row where the stack does so; say whether a mask is made of what is found."""
+    if like.tape.stack.does(SEARCHES_PACKED):
+        search_packed(like, batch, tokens)
+    return makes_packed_mask(like.tape.stack)
+
+
+def makes_packed_mask(stack: Stack) -> bool:
+    """Say whether training without a mask makes one all the same: which tokens are of one sequence, in every sample."""
+    return stack.does(SEARCHES_PACKED) and not stack.does(NO_PACKED_MASK)
+
+
+def _told_by_samples(like: Tensor, queries: int) -> bool:
+    """Say whether a mask that is needed differs between samples: one made of a search for packed sequences does."""
+    return queries > 1 and makes_packed_mask(like.tape.stack)
+
+
+def _padding(like: Tensor, batch: int, keys: int, *, padded: bool) -> Tensor | None:
+    return like.tape.new((batch, keys), BOOL) if padded else None
 
 
 def _joined_flags(like: Tensor, batch: int, queries: int, keys: int, joined: list[tuple[bool, int]]) -> Tensor:
@@ -65,7 +102,7 @@ def _joined_flags(like: Tensor, batch: int, queries: int, keys: int, joined: lis
 
 
 def _mask_of(allowed: Tensor, like: Tensor, kind: str) -> Tensor:
-    if kind == "sdpa":
+    if kind == "sdpa" and like.tape.stack.does(BOOL_MASKS):
         return allowed
     mask = like.tape.new(allowed.shape, like.dtype)
     like.tape.launch(mask.bytes + allowed.bytes)
@@ -88,9 +125,11 @@ def attend(
 
     Transformers' layers hold on to the probabilities until they return, so recipes must too.
     """
+    if kind == FLASH_ATTENTION_2:
+        return flash_library(q, k, v, mask, dropout=dropout), None
     if kind == "eager":
         return eager(q, k, v, mask, dropout=dropout, softcap=softcap, upcast=upcast)
-    return sdpa(q, k, v, mask, dropout=dropout), None
+    return sdpa(q, k, v, mask, dropout=dropout, causal=causal), None
 
 
 def eager(
@@ -146,15 +185,16 @@ def _split_heads(g: Tensor, heads: int, together: bool) -> Tensor:
     return seen
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0, causal: bool = True) -> Tensor:
     """scaled_dot_product_attention: flash for 16 bit without mask, memory-efficient otherwise, math where neither can."""
     groups = q.shape[1] // k.shape[1]
-    grouped = groups > 1 and mask is None and q.shape[-1] == v.shape[-1] <= 256
+    shared = mask is None and q.tape.stack.does(GROUPED_SDPA)
+    grouped = groups > 1 and shared and q.shape[-1] == v.shape[-1] <= 256
     if groups > 1 and not grouped:
         if q.shape[2] == 1:
             return _packed(q, k, v, mask, dropout=dropout)
         k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
-    return heads_last(fused(q, k, v, mask, dropout=dropout))
+    return heads_last(fused(q, k, v, mask, dropout=dropout, causal=causal))
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
@@ -167,7 +207,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: fl
     return out.view(batch, 1, heads * width)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0, causal: bool = True) -> Tensor:
     """Run the kernel that PyTorch picks, on inputs that autocast may cast first; the caller holds what was cast."""
     if q.tape.autocast is not None:
         if mask is not None and mask.dtype is not BOOL:
@@ -175,13 +215,40 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: floa
         v, k, q = (ops.cast(t, q.tape.autocast) for t in (v, k, q))  # from the last argument to the first
     half, ampere = q.dtype in (BF16, FP16), q.tape.compute_capability >= (8, 0)
     if half and ampere and mask is None and q.shape[-1] <= 256:
-        return flash(q, k, v, dropout=dropout)
-    if q.dtype is BF16 and not ampere:
+        return flash(q, k, v, dropout=dropout, causal=causal)
+    grouped = q.shape[1] != k.shape[1] and not q.tape.stack.does(GROUPED_EFFICIENT)
+    if (q.dtype is BF16 and not ampere) or grouped:
         return math_attention(q, k, v, mask)
-    return efficient(q, k, v, mask)
+    return efficient(q, k, v, mask, causal=causal)
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+def flash_library(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0) -> Tensor:
+    """Attend by the flash-attn library: PyTorch's own flash kernel, which was taken from it, and copies where some is padding.
+
+    States transformers/modeling_flash_attention_utils.py (5.23); no rehearsal has confirmed it. Raises Unsupported.
+    """
+    tape = q.tape
+    if tape.autocast is not None:
+        q, k, v = (ops.cast(t, tape.autocast) for t in (q, k, v))
+    if q.dtype is FP32 or tape.compute_capability < (8, 0):
+        todo = "Choose a 16-bit precision and a card from compute capability 8.0 on, or sdpa."
+        raise Unsupported("flash_attention_2 in fp32 or on an older card", value=q.dtype.name, todo=todo)
+    if mask is None:
+        return heads_last(flash(q, k, v, dropout=dropout))
+    q, k, v = _gathered(q), _gathered(k), _gathered(v)
+    out = _gathered(flash(q, k, v, dropout=dropout))
+    return heads_last(out)
+
+
+def _gathered(x: Tensor) -> Tensor:
+    """Copy the rows of tokens that are no padding, or put them back among zeros; nearly all of them are none."""
+    out = ops.empty_like(x)
+    x.tape.launch(2 * x.bytes)
+    x.tape.record(out, (x,), (), lambda g: (ops.empty_like(g),))
+    return out
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, causal: bool = True) -> Tensor:
     """FlashAttention 2: keeps q, k, v, the output and fp32 log-sum-exp; backward accumulates dq in fp32."""
     batch, heads, queries, width = q.shape
     keys, kv_heads = k.shape[2], k.shape[1]
@@ -193,12 +260,15 @@ def flash(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     out.strided = q.strided
     lse = tape.new((batch, heads, queries), FP32)
     seed, offset = tape.new((2,), INT64), tape.new((1,), INT64)
-    splits = 1 if dropout else _flash_splits(batch, heads, kv_heads, queries, keys, padded)
+    splits = 1 if dropout else _flash_splits(
+        batch, heads, kv_heads, queries, keys, padded, _FLASH_BLOCKS * tape.multiprocessors
+    )
     if splits > 1:
         lse_parts = tape.new((splits, *lse.shape), FP32)
         out_parts = tape.new((splits, *lse.shape, _round_up(padded, 32 if padded <= 128 else 64)), FP32)
+        tape.launch(lse_parts.bytes + out_parts.bytes + out.bytes)  # what puts the parts together
         del lse_parts, out_parts
-    causal = queries == keys
+    causal = causal and queries == keys
     moved = q.bytes + k.bytes + v.bytes + out.bytes
     _launch(out, moved, batch * heads, keys, causal=causal)
 
@@ -219,12 +289,14 @@ def flash(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     return out if padded == width else ops.slice_last(out, 0, width)
 
 
-#: Blocks that run at a time, by which the flash kernel splits long keys: two for each multiprocessor, 108 of an A100.
-FLASH_BLOCKS = 216
+#: Blocks that run at a time on a multiprocessor, by whose number the flash kernel splits long keys.
+_FLASH_BLOCKS = 2
 
 
 @cache
-def _flash_splits(batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int) -> int:
+def _flash_splits(
+    batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int, room: int
+) -> int:
     """Return into how many parts the forward kernel splits the keys, each with an fp32 output (flash_api.cpp, 2.14).
 
     It takes the fewest parts with which the last wave of blocks is nearly as full as with the best number of parts.
@@ -232,10 +304,10 @@ def _flash_splits(batch: int, heads: int, kv_heads: int, queries: int, keys: int
     if queries == 1 and heads > kv_heads:
         heads, queries = kv_heads, heads // kv_heads  # a group of heads that share a key becomes queries
     blocks = batch * heads * -(-queries // 64)
-    if blocks >= 0.8 * FLASH_BLOCKS:
+    if blocks >= 0.8 * room:
         return 1
     of_keys = -(-keys // (256 if width <= 64 else 128 if width <= 128 else 64))
-    waves = {n: blocks * n / FLASH_BLOCKS for n in range(1, min(128, FLASH_BLOCKS, of_keys) + 1)}
+    waves = {n: blocks * n / room for n in range(1, min(128, room, of_keys) + 1)}
     full = {n: w / ceil(w) for n, w in waves.items() if n == 1 or -(-of_keys // n) != -(-of_keys // (n - 1))}
     return next(n for n, share in full.items() if share >= 0.85 * max(full.values()))
 
@@ -248,7 +320,7 @@ def _pad(x: Tensor, width: int) -> Tensor:
     return out
 
 
-def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = True) -> Tensor:
     """Memory-efficient attention: a bool mask becomes a float one per layer, its last dimension padded to a multiple of 8."""
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
@@ -261,7 +333,7 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     lse = tape.new((batch, heads, _round_up(queries, 32)), FP32) if tape.grad_enabled and _any_node(q, k, v) else None
     wide = dtype is not FP32 and v.shape[-1] > 128  # such heads are summed up in memory, not in registers
     accumulator = tape.new(out.shape, FP32) if wide else None
-    causal = mask is None and queries == keys
+    causal = causal and mask is None and queries == keys
     moved = q.bytes + k.bytes + v.bytes + out.bytes
     _launch(out, moved, batch * heads, keys, causal=causal)
     del accumulator

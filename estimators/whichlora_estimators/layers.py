@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 
@@ -78,13 +79,41 @@ class Linear:
         return self.base(x) if self.adapter is None else self.adapter(x)
 
 
+class Stack:
+    """A weight outside of linear layers: all experts' [E, N, K], or a router's [N, K]. Quantization leaves it as it is.
+
+    An adapter makes the weight that is used anew in every pass: `folding` starts one, and its `weight` is that weight.
+    """
+
+    def __init__(self, name: str, weight: Tensor) -> None:
+        self.name, self.weight = name, weight
+        #: How many elements a token does not meet.
+        self.idle_elements = 0
+        self.adapter: Callable[[], Folding] | None = None
+
+    def folding(self) -> Folding:
+        """Start a pass."""
+        return Folding(self.weight) if self.adapter is None else self.adapter()
+
+
+class Folding:
+    """The weight of a stack during one pass."""
+
+    def __init__(self, stored: Tensor) -> None:
+        self.stored = stored
+
+    def weight(self) -> Tensor:
+        """Return the weight that is used."""
+        return self.stored
+
+
 MakeLinear = Callable[["Build", str, int, int, bool], Linear]
 
 
 def plain_linear(build: Build, name: str, n_in: int, n_out: int, bias: bool) -> Linear:
     """Make a layer whose weight is stored in the dtype of the model."""
     weight = build.parameter(f"{name}.weight", n_out, n_in)
-    return Linear(name, weight, build.parameter(f"{name}.bias", n_out) if bias else None)
+    return Linear(build.prefix + name, weight, build.parameter(f"{name}.bias", n_out) if bias else None)
 
 
 @dataclass(slots=True)
@@ -97,9 +126,17 @@ class Build:
     make_linear: MakeLinear = plain_linear
     #: Which head the model gets, where its architecture has several.
     task: str = "causal"
+    #: What stands before the names of what is made now: the module that it belongs to.
+    prefix: str = ""
     parameters: list[Parameter] = field(default_factory=list)
+    #: Linear layers that "all-linear" stands for, and output heads.
     linears: list[Linear] = field(default_factory=list)
+    heads: list[Linear] = field(default_factory=list)
+    #: Weights that are no linear layer's, which PEFT's LoRA may adapt all the same.
+    stacks: list[Stack] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
+    #: Weights that stay beside copies of them that train.
+    originals: list[Tensor] = field(default_factory=list)
     #: Tensors that come on the device behind all the layers that loading packs.
     waiting: list[Tensor] = field(default_factory=list)
     #: What the 8-bit codes of scales mean, once for all layers.
@@ -112,12 +149,19 @@ class Build:
         tensor = self.place(shape, self.dtype)
         if self.trainable:
             tensor.node = Leaf()
-        self.parameters.append(Parameter(name=name, tensor=tensor))
+        self.parameters.append(Parameter(name=self.prefix + name, tensor=tensor))
         return tensor
+
+    @contextmanager
+    def inside(self, module: str) -> Iterator[None]:
+        """Name what is made inside as parts of a module."""
+        before, self.prefix = self.prefix, f"{self.prefix}{module}."
+        yield
+        self.prefix = before
 
     def add(self, name: str, tensor: Tensor, *, quantized: bool = False) -> Tensor:
         """Count a tensor that somebody else allocated among the parameters."""
-        self.parameters.append(Parameter(name=name, tensor=tensor, quantized=quantized))
+        self.parameters.append(Parameter(name=self.prefix + name, tensor=tensor, quantized=quantized))
         return tensor
 
     def linear(self, name: str, n_in: int, n_out: int, *, bias: bool = False) -> Linear:
@@ -126,12 +170,26 @@ class Build:
         self.linears.append(layer)
         return layer
 
+    def kept_linear(self, name: str, n_in: int, n_out: int, *, bias: bool = False) -> Linear:
+        """Make a linear layer of a block that loading never quantizes."""
+        layer = plain_linear(self, name, n_in, n_out, bias)
+        self.linears.append(layer)
+        return layer
+
+    def stack(self, name: str, *shape: int) -> Stack:
+        """Make a weight that is no linear layer's."""
+        self.stacks.append(Stack(self.prefix + name, self.parameter(name, *shape)))
+        return self.stacks[-1]
+
     def head(self, name: str, n_in: int, n_out: int, *, bias: bool = False, tied: Tensor | None = None) -> Linear:
         """Make an output head: neither quantized nor adapted; `tied` shares the weight of the embedding."""
         if tied is None:
-            return plain_linear(self, name, n_in, n_out, bias)
-        self.place((n_out, n_in), self.dtype)  # its own weight, which tying replaces
-        return Linear(name, tied, self.parameter(f"{name}.bias", n_out) if bias else None)
+            head = plain_linear(self, name, n_in, n_out, bias)
+        else:
+            self.place((n_out, n_in), self.dtype)  # its own weight, which tying replaces
+            head = Linear(self.prefix + name, tied, self.parameter(f"{name}.bias", n_out) if bias else None)
+        self.heads.append(head)
+        return head
 
     def buffer(self, *shape: int, dtype: Dtype = FP32) -> Tensor:
         """Allocate a tensor that is no parameter: rotary frequencies, position ids."""

@@ -51,6 +51,8 @@ def _like(g: Tensor) -> Tensor:
 def fitted(g: Tensor, shape: Shape) -> Tensor:
     """Bring a gradient to another shape: summed to a smaller one, put among zeros in a larger one."""
     out = _pointwise(g, shape, g.dtype, g.bytes)
+    if g.numel < out.numel:
+        g.tape.launch(2 * g.bytes)  # zeros first, then the copy
     out.strided = False
     return out
 
@@ -234,7 +236,7 @@ def activation_of_result(x: Tensor) -> Tensor:
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Drop with probability `p` while a gradient is recorded: a byte a element of mask is saved; p = 0 is no operator."""
-    if p == 0 or not x.tape.grad_enabled:
+    if p == 0 or not (x.tape.grad_enabled or x.tape.drops):
         return x
     mask = _pointwise(x, x.shape, BOOL, 0)
     out = _like(x)
@@ -378,6 +380,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         grad_x = _pointwise(g, x.shape, x.dtype, g.bytes + x.bytes) if needs[0] else None
         grad_w = tape.new(weight.shape, weight.dtype) if weight is not None and needs[1] else None
         grad_b = tape.new(weight.shape, weight.dtype) if weight is not None and needs[2] else None
+        if grad_w is not None or grad_b is not None:
+            tape.launch(g.bytes + x.bytes)
         return grad_x, grad_w, grad_b
 
     tape.record(out, inputs, (x, weight, mean, rstd), backward, saves_results=True)

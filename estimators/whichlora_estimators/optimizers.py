@@ -68,6 +68,41 @@ class AdamW(Optimizer):
             del roots
 
 
+class FusedAdamW(Optimizer):
+    """Two moments and a count of steps on the device, and one kernel for all of it (`fused=True`)."""
+
+    name = "adamw-fused"
+
+    def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Allocate the count and both moments, parameter by parameter."""
+        state: list[Tensor] = []
+        for p in parameters:
+            state.append(p.tape.new((1,), FP32))
+            state += [p.tape.new(p.shape, p.dtype) for _ in range(2)]
+        return state
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Update in place."""
+        for group in _by_dtype(parameters):
+            group[0].tape.launch(7 * sum(p.bytes for p in group))
+
+
+class LoopAdamW(AdamW):
+    """One parameter after the other (`foreach=False`): a denominator lives until the next one is there."""
+
+    name = "adamw-loop"
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Allocate a root and a denominator for each parameter."""
+        denominator = None
+        for p in parameters:
+            root = p.tape.new(p.shape, p.dtype)
+            denominator = p.tape.new(p.shape, p.dtype)
+            del root
+            p.tape.launch(sum(ADAMW_PASSES) * p.bytes)
+        del denominator
+
+
 class Sgd(Optimizer):
     """No momentum, no state."""
 
@@ -83,35 +118,56 @@ class Sgd(Optimizer):
             group[0].tape.launch(3 * sum(p.bytes for p in group))
 
 
+class MomentumSgd(Sgd):
+    """A momentum of each parameter, at first its gradient."""
+
+    name = "sgd-momentum"
+
+    def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Copy the gradients."""
+        return [p.tape.new(p.shape, p.dtype) for p in parameters]
+
+
 class AdamW8bit(Optimizer):
     """Two moments of one byte with an fp32 scale per 256 values; small tensors keep fp32 moments."""
 
     name = "adamw-8bit"
     block = 256
     smallest = 4096
+    #: How many moments a parameter has.
+    count = 2
 
     def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Allocate codes, scales, and the two maps that all share."""
+        """Allocate codes, scales, and a map for each moment, which all share."""
         state: list[Tensor] = []
+        mapped = False
         for p in parameters:
             if p.numel < self.smallest:
-                state += [p.tape.new(p.shape, FP32) for _ in range(2)]
+                state += [p.tape.new(p.shape, FP32) for _ in range(self.count)]
                 continue
-            if not any(s.shape == (self.block,) for s in state[:2]):
-                state[:0] = [p.tape.new((self.block,), FP32) for _ in range(2)]
+            if not mapped:
+                mapped, maps = True, [p.tape.new((self.block,), FP32) for _ in range(self.count)]
+                state += maps
             blocks = -(-p.numel // self.block)
             state += self.moments(p)
-            state += [p.tape.new((blocks,), FP32) for _ in range(2)]
+            state += [p.tape.new((blocks,), FP32) for _ in range(self.count)]
         return state
 
     def moments(self, p: Tensor) -> list[Tensor]:
         """Allocate the codes of one parameter."""
-        return [p.tape.new(p.shape, UINT8) for _ in range(2)]
+        return [p.tape.new(p.shape, UINT8) for _ in range(self.count)]
 
     def step(self, parameters: Sequence[Tensor]) -> None:
         """Update in place, one kernel a parameter."""
         for p in parameters:
-            p.tape.launch(3 * p.bytes + 4 * p.numel)
+            p.tape.launch(3 * p.bytes + 2 * self.count * p.numel)
+
+
+class Lion8bit(AdamW8bit):
+    """One moment of one byte."""
+
+    name = "lion-8bit"
+    count = 1
 
 
 class PagedAdamW8bit(AdamW8bit):
@@ -123,6 +179,13 @@ class PagedAdamW8bit(AdamW8bit):
     def moments(self, p: Tensor) -> list[Tensor]:
         """Allocate the codes of a small parameter."""
         return [] if p.numel >= self.paged_from else super().moments(p)
+
+
+class PagedLion8bit(PagedAdamW8bit):
+    """One moment, in managed memory where the tensor is large."""
+
+    name = "paged-lion-8bit"
+    count = 1
 
 
 class PagedAdamW(AdamW):
@@ -195,5 +258,24 @@ def _by_dtype(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
     return list(groups.values())
 
 
-for _optimizer in (AdamW(), Sgd(), AdamW8bit(), PagedAdamW8bit(), PagedAdamW(), Adafactor()):
+def clip(parameters: Sequence[Tensor]) -> None:
+    """Clip gradients to a norm (torch/nn/utils/clip_grad.py, ForeachReduceOp.cu): a norm of each, then scaling in place."""
+    norms: list[Tensor] = []
+    for group in _by_dtype(parameters):
+        new, chunks = group[0].tape.new, max(-(-p.numel // _NORM_CHUNK) for p in group)
+        parts = new((len(group) * chunks,), FP32)
+        norms += [new((1,), p.dtype) for p in group]
+        del parts
+        group[0].tape.launch(sum(p.bytes for p in group))
+        group[0].tape.launch(2 * sum(p.bytes for p in group))
+    if norms:
+        norms[0].tape.new((len(norms),), FP32)
+
+
+#: Elements that one block of a foreach kernel works on (MultiTensorApply.cuh, kChunkSize).
+_NORM_CHUNK = 65536
+
+for _optimizer in (AdamW(), FusedAdamW(), LoopAdamW(), Sgd(), MomentumSgd(), Adafactor()):
+    _register(_optimizer)
+for _optimizer in (AdamW8bit(), PagedAdamW8bit(), PagedAdamW(), Lion8bit(), PagedLion8bit()):
     _register(_optimizer)

@@ -8,7 +8,8 @@ tensor alive in the real code does so on the tape. (CPython only: a collector wi
 Autograd states the behaviour of torch/csrc/autograd/engine.cpp and input_buffer.cpp (read in 2.14): nodes run in
 descending order of creation, a gradient is summed in place when nobody else holds it, inputs are released before the
 node's saved tensors. Checkpointing states torch/utils/checkpoint.py (non-reentrant): saved tensors are dropped, and the
-first one that backward asks for recomputes the region up to its last saved tensor.
+first one that backward asks for recomputes the region up to its last saved tensor. Reentrant checkpointing runs a
+backward of its own for each region.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any, TypeVar
 from weakref import ref
 
 from .reductions import column_sum_bytes
+from .stack import NEWEST_STACK, Stack
 from .tensor import (
     BF16,
     BOOL,
@@ -33,6 +35,7 @@ from .tensor import (
     INT32,
     INT64,
     UINT8,
+    WAITS,
     Backward,
     Dtype,
     Edge,
@@ -86,8 +89,13 @@ LOGITS_AND_LOSS = "logits and loss"
 CUBLAS_WORKSPACE_BYTES, HOPPER_CUBLAS_WORKSPACE_BYTES = (4096 * 2 + 16 * 8) * 1024, 32 * 2**20
 
 
+#: What the null device's own card has, and what a timeline is laid for unless it is told of a card.
+A100_MULTIPROCESSORS = 108
+
 #: Kernels are the same again and again.
 _bytes_bound = cache(Kernel)
+#: No kernel, but as much of the host's time as launching one; and one that the host waits for.
+HOST_ONLY, HOST_WAITS = Kernel(0), Kernel(0, dtype=WAITS)
 
 
 class _StopRecomputation(Exception):
@@ -111,8 +119,16 @@ class Tape:
     allocator's cache.
     """
 
-    def __init__(self, compute_capability: tuple[int, int] = (8, 0)) -> None:
+    def __init__(
+        self,
+        compute_capability: tuple[int, int] = (8, 0),
+        *,
+        multiprocessors: int = A100_MULTIPROCESSORS,
+        stack: Stack = NEWEST_STACK,
+    ) -> None:
         self.compute_capability = compute_capability
+        self.multiprocessors = multiprocessors
+        self.stack = stack
         newer = compute_capability >= (9, 0)
         self.workspace_bytes = HOPPER_CUBLAS_WORKSPACE_BYTES if newer else CUBLAS_WORKSPACE_BYTES
         self.sizes: list[int] = []
@@ -129,9 +145,15 @@ class Tape:
         self.workspaces: list[Tensor] = []
         self.once: set[int] = set()
         self.workspace_due = True
+        #: Whether modules drop out: while training, with gradients recorded or not.
+        self.drops = False
+        self.reentrant = False
         self._seq = 0
         self._frame: Frame | None = None
         self._rerun: Frame | None = None
+        #: Gradients of parameters that wait for more of them before they are added to those of an earlier backward.
+        self._awaited: dict[Leaf, int] = {}
+        self._sums: dict[Leaf, Tensor] = {}
 
     def new(self, shape: Shape, dtype: Dtype) -> Tensor:
         """Allocate a tensor; one without elements takes no storage."""
@@ -151,6 +173,14 @@ class Tape:
     def launch(self, moved_bytes: int) -> None:
         """Record a kernel that is bound by the bytes it moves."""
         self.kernels.append(_bytes_bound(moved_bytes))
+
+    def issue(self, launches: int) -> None:
+        """Record host time that goes into no kernel, counted in launches."""
+        self.kernels += [HOST_ONLY] * launches
+
+    def wait(self) -> None:
+        """Record that the host waits for the device, to read a value back."""
+        self.kernels.append(HOST_WAITS)
 
     def convert(self, tensor: Tensor, dtype: Dtype) -> None:
         """Convert a weight for good, at its first use."""
@@ -213,6 +243,8 @@ class Tape:
         out.node = node
         if any(saved):
             self._save(node, saved, None if saves_results else out)
+        else:
+            node.saved = saved
         return node
 
     def _save(self, node: Node, saved: Saved, out: Tensor | None) -> None:
@@ -243,15 +275,58 @@ class Tape:
         del self.events[position]
         storage.index = -1
 
-    def checkpoint(self, run: Callable[[], T]) -> T:
+    def checkpoint(self, run: partial[T]) -> T:
         """Run a region whose saved tensors are dropped now and recomputed in backward (inside a rerun: just run it)."""
         if not self.grad_enabled or self._rerun is not None:
             return run()
+        if self.reentrant:
+            return self._run_unrecorded(run)
         before, self._frame = self._frame, Frame(run, self.autocast)
         try:
             return run()
         finally:
             self._frame = before
+
+    def _run_unrecorded(self, run: partial[T]) -> T:
+        """Run a region without recording; its node saves the arguments, and its backward runs region and backward (reentrant).
+
+        Only arguments that are tensors take gradients, as in torch/utils/checkpoint.py (CheckpointFunction).
+        """
+        self.grad_enabled = False
+        results = run()
+        self.grad_enabled = True
+        autocast, given, again = self.autocast, run.args, run.func
+        tensors = tuple([each for each in given if isinstance(each, Tensor)])
+        others = [None if isinstance(each, Tensor) else each for each in given]
+        of_tensor = [isinstance(each, Tensor) for each in given]
+        needed = [tensor.node is not None for tensor in tensors]
+        outs = [out for out in (results if isinstance(results, tuple) else (results,)) if isinstance(out, Tensor)]
+
+        def backward(grads: list[Tensor | None] | Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
+            detached = [tensor.detach() for tensor in saved]
+            for tensor, need in zip(detached, needed, strict=True):
+                tensor.node = Leaf() if need else None
+            rest = iter(detached)
+            arguments = [next(rest) if is_tensor else other for is_tensor, other in zip(of_tensor, others, strict=True)]
+            results = self._recorded(partial(again, *arguments), autocast)
+            remade = [out for out in (results if isinstance(results, tuple) else (results,)) if isinstance(out, Tensor)]
+            del arguments
+            self._walk(list(zip(remade, grads if isinstance(grads, list) else [grads], strict=True)), self.section)
+            return tuple([tensor.node.grad if isinstance(tensor.node, Leaf) else None for tensor in detached])
+
+        node = self.record(outs[0], tensors, tensors, backward, outputs=len(outs))
+        for nr, out in enumerate(outs):
+            out.node, out.nr = node, nr
+        return results
+
+    def _recorded(self, run: Callable[[], T], autocast: Dtype | None) -> T:
+        component, self.component = self.component, "activations"
+        self.grad_enabled, self.autocast = True, autocast
+        try:
+            return run()
+        finally:
+            self.grad_enabled, self.autocast, self.component = False, None, component
+            self.autocast_weights.clear()
 
     def _recompute(self, frame: Frame) -> None:
         frame.recomputed = []
@@ -277,28 +352,75 @@ class Tape:
         saved, frame.recomputed[node.slot] = frame.recomputed[node.slot], ()
         return saved
 
-    def backward(self, loss: Tensor) -> None:
-        """Run backward from a scalar; parameters' gradients end in their leaves."""
-        assert isinstance(loss.node, Node)
+    def backward(self, loss: Tensor, *, again: bool = False) -> None:
+        """Run backward from a scalar; parameters' gradients end in their leaves, `again` added to those that are there."""
         before, self.grad_enabled = self.grad_enabled, False
         self.workspace_due = len(self.workspaces) < 2
-        section = ""
-        waiting: dict[Node, list[Tensor | None]] = {loss.node: [self.new((1,), loss.dtype)]}
-        queue: list[tuple[int, Node]] = [(-loss.node.seq, loss.node)]
+        self._awaited = _uses(loss) if again else {}
+        self._walk([(loss, self.new((1,), loss.dtype))], "")
+        self._awaited.clear()  # it holds what the graph's end would free
+        self.grad_enabled = before
+
+    def _walk(self, roots: list[tuple[Tensor, Tensor | None]], section: str) -> None:
+        """Run nodes from the latest one down, given the gradients of some tensors."""
+        waiting: dict[Node, list[Tensor | None]] = {}
+        queue: list[tuple[int, Node]] = []
+        while roots:
+            root, grad = roots.pop()
+            edge = root.edge()
+            if edge is not None and grad is not None:
+                self._deliver(edge, grad, waiting, queue)
+            del root, grad, edge
         while queue:
             node = heapq.heappop(queue)[1]
             if node.section != section:
-                section = node.section
+                section = self.section = node.section
                 self.component = LOGITS_AND_LOSS if section == "loss" else TEMPORARIES
                 self._mark(f"{section} backward")
             grads = self._run(node, waiting.pop(node))
             for edge in node.edges:  # nodes live until the loss dies, and `kept` with them
                 grad = grads.pop(0)
                 if edge is not None and grad is not None:
-                    _deliver(edge, grad, waiting, queue)
+                    self._deliver(edge, grad, waiting, queue)
                 del grad
             assert not grads
-        self.grad_enabled = before
+
+    def _deliver(
+        self, edge: Edge, grad: Tensor, waiting: dict[Node, list[Tensor | None]], queue: list[tuple[int, Node]]
+    ) -> None:
+        node, nr, _, _ = edge
+        if isinstance(node, Leaf):
+            if node in self._awaited:
+                self._add_to_earlier(node, grad)
+            else:
+                _accumulate(node, grad)
+            return
+        buffers = waiting.get(node)
+        if buffers is None:
+            buffers = waiting[node] = [None] * node.outputs
+            heapq.heappush(queue, (-node.seq, node))
+        held = buffers[nr]
+        if held is None:
+            buffers[nr] = grad
+        elif not _only_ours(held):
+            buffers[nr] = computed(held, held.shape, held.dtype)
+        else:
+            self.launch(3 * grad.bytes)
+
+    def _add_to_earlier(self, leaf: Leaf, grad: Tensor) -> None:
+        """Sum what one backward brings, then add it in place to what an earlier one left."""
+        self._awaited[leaf] -= 1
+        held = self._sums.pop(leaf, None)
+        if held is not None:
+            self.launch(3 * grad.bytes)
+            grad = held
+        if self._awaited[leaf]:
+            self._sums[leaf] = grad
+            return
+        if leaf.grad is None:
+            _accumulate(leaf, grad)
+        else:
+            self.launch(3 * grad.bytes)
 
     def _run(self, node: Node, buffers: list[Tensor | None]) -> list[Tensor | None]:
         """Run one node; gradients come back in the shape and dtype of the inputs they belong to.
@@ -343,22 +465,19 @@ def _summed(grad: Tensor, shape: Shape) -> Tensor:
     return total
 
 
-def _deliver(edge: Edge, grad: Tensor, waiting: dict[Node, list[Tensor | None]], queue: list[tuple[int, Node]]) -> None:
-    node, nr, _, _ = edge
-    if isinstance(node, Leaf):
-        _accumulate(node, grad)
-        return
-    buffers = waiting.get(node)
-    if buffers is None:
-        buffers = waiting[node] = [None] * node.outputs
-        heapq.heappush(queue, (-node.seq, node))
-    held = buffers[nr]
-    if held is None:
-        buffers[nr] = grad
-    elif not _only_ours(held):
-        buffers[nr] = computed(held, held.shape, held.dtype)
-    else:
-        grad.tape.launch(3 * grad.bytes)
+def _uses(loss: Tensor) -> dict[Leaf, int]:
+    """Count how often each parameter was used on the way to a loss."""
+    uses: dict[Leaf, int] = {}
+    seen: set[Node] = set()
+    todo = [loss.node]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, Leaf):
+            uses[node] = uses.get(node, 0) + 1
+        elif node is not None and node not in seen:
+            seen.add(node)
+            todo += [edge[0] for edge in node.edges if edge is not None]
+    return uses
 
 
 def _accumulate(leaf: Leaf, grad: Tensor) -> None:

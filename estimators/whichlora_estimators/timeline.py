@@ -9,14 +9,17 @@ from typing import Any
 
 from . import ops
 from .allocator import AllocatorState, CachingAllocator
+from .attention import FLASH_ATTENTION_2
 from .errors import Unsupported
 from .families import find_family
-from .families.base import Cache, Context, Decoder, Model
+from .families.base import Cache, Context, Decoder, Model, StaticCache
 from .layers import Build, Parameter, token_ids
 from .methods import find_method
-from .optimizers import find_optimizer
+from .methods.targets import check_options, save_modules, train_biases
+from .optimizers import clip, find_optimizer
 from .quantization import find_quantization, prepare_for_training
-from .tape import BF16, FP16, FP32, Dtype, Leaf, Mark, Tape, Tensor
+from .stack import NEWEST_STACK, Stack
+from .tape import A100_MULTIPROCESSORS, BF16, FP16, FP32, Dtype, Leaf, Mark, Tape, Tensor
 from .workload import Workload
 
 WEIGHT_DTYPE: Mapping[str, Dtype] = {
@@ -100,11 +103,16 @@ class _Recorder:
 
 
 def lay(
-    workload: Workload, config: Mapping[str, Any] | None = None, *, compute_capability: tuple[int, int] = (8, 0)
+    workload: Workload,
+    config: Mapping[str, Any] | None = None,
+    *,
+    compute_capability: tuple[int, int] = (8, 0),
+    multiprocessors: int = A100_MULTIPROCESSORS,
+    stack: Stack = NEWEST_STACK,
 ) -> Timeline:
     """Lay out a workload; `config` replaces its own (fewer layers, say). Raises UnknownName or Unsupported."""
     config = workload.config if config is None else config
-    tape = Tape(compute_capability)
+    tape = Tape(compute_capability, multiprocessors=multiprocessors, stack=stack)
     if workload.phase == "generate":
         return _lay_generation(workload, config, tape)
     return _lay_training(workload, config, tape)
@@ -116,11 +124,20 @@ def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Mo
     if workload.task not in recipe.tasks:
         todo = f"This architecture is predicted for: {', '.join(recipe.tasks)}."
         raise Unsupported(f"task {workload.task!r} of {config.get('model_type')}", value=workload.model, todo=todo)
+    if workload.attention == FLASH_ATTENTION_2 and not recipe.flash:
+        todo = "Choose sdpa or eager."
+        raise Unsupported(f"flash_attention_2 of {config.get('model_type')}", value=workload.model, todo=todo)
     dtype = WEIGHT_DTYPE[workload.precision]
     if workload.quantization != "none":
         dtype = BF16 if dtype is FP32 else dtype
     trainable = workload.phase == "train" and find_method(workload.method).trains_base
-    build = Build(tape, dtype, trainable, find_quantization(workload.quantization), workload.task)
+    build = Build(
+        tape,
+        dtype,
+        trainable,
+        find_quantization(workload.quantization, double=workload.double_quantization),
+        workload.task,
+    )
     model = recipe(config, build)
     build.settle()
     return model
@@ -128,8 +145,21 @@ def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Mo
 
 def count_parameters(config: Mapping[str, Any]) -> int:
     """Count the parameters of a model, shared ones once. Raises UnknownName for an architecture without a recipe."""
+    return _count(_bare_model(config))
+
+
+def count_active_parameters(config: Mapping[str, Any]) -> int:
+    """Count the parameters that a token meets: all of them but those of experts that it is not sent to."""
+    model = _bare_model(config)
+    return _count(model) - sum(stack.idle_elements for stack in model.build.stacks)
+
+
+def _bare_model(config: Mapping[str, Any]) -> Model:
     recipe = find_family(str(config.get("model_type")))
-    model = recipe(config, Build(Tape(), BF16, trainable=False, task=recipe.tasks[0]))
+    return recipe(config, Build(Tape(), BF16, trainable=False, task=recipe.tasks[0]))
+
+
+def _count(model: Model) -> int:
     return sum({id(p.tensor): p.tensor.numel for p in model.build.parameters}.values())
 
 
@@ -141,7 +171,12 @@ def _lay_training(workload: Workload, config: Mapping[str, Any], tape: Tape) -> 
     trained = [p.tensor for p in model.build.parameters if p.trainable]
     timeline = Timeline(tape=tape, parameters=model.build.parameters, setup=recorder.cut("setup"))
     step = _forward_backward(model, inputs, workload, recorder)
+    later = _forward_backward(model, inputs, workload, recorder, again=True) if workload.accumulation > 1 else []
+    step += (workload.accumulation - 1) * later
     optimizer = find_optimizer(workload.optimizer)
+    if workload.clip_grad_norm is not None:
+        clip(trained)
+        step.append(recorder.cut("clipping"))
     with tape.tagged("optimizer state"):
         state = optimizer.start(trained)
     start = recorder.cut("optimizer state")
@@ -153,7 +188,8 @@ def _lay_training(workload: Workload, config: Mapping[str, Any], tape: Tape) -> 
         tensor.node.grad = None
     clear = recorder.cut("zero grad")
     tape.events = list(tape.events)  # what dies with this function is no event of the step
-    again = [_again(tape, segment) for segment in step]
+    repeated = {id(segment): _again(tape, segment) for segment in step}
+    again = [repeated[id(segment)] for segment in step]
     timeline.order = [*step, start, update, clear] + (STEPS - 1) * [*again, update, clear]
     del state
     return timeline
@@ -185,13 +221,18 @@ def _trainable_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) 
     model = build_model(workload, tape, config)
     if workload.quantization != "none" and workload.kbit_preparation:
         prepare_for_training(model.build)
+    check_options(method, workload)
     method.adapt(model, workload)
     if not method.trains_base:
-        model.save_head()
+        train_biases(model.build, workload.bias)
+        save_modules(model, workload)
     return model
 
 
-def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, recorder: _Recorder) -> list[Segment]:
+def _forward_backward(
+    model: Model, inputs: list[Tensor], workload: Workload, recorder: _Recorder, *, again: bool = False
+) -> list[Segment]:
+    """Lay a pass and its backward; `again` says that gradients of an earlier one are there."""
     tape = recorder.tape
     context = Context(
         attention=workload.attention,
@@ -200,6 +241,7 @@ def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, re
         input_grads=workload.checkpointing,
     )
     tape.grad_enabled, tape.autocast = True, AUTOCAST.get(workload.precision)
+    tape.drops, tape.reentrant = True, workload.reentrant
     with tape.tagged("activations"):
         tape.mark("forward")
         with nullcontext(inputs) if model.prompt is None else model.prompt(inputs, context) as given:
@@ -210,7 +252,9 @@ def _forward_backward(model: Model, inputs: list[Tensor], workload: Workload, re
     tape.autocast = None
     tape.autocast_weights.clear()
     forward = recorder.cut("forward")
-    tape.backward(loss)
+    if workload.accumulation > 1:
+        loss = ops.scale(loss)
+    tape.backward(loss, again=again)
     tape.grad_enabled = False
     del loss, output, context
     return [forward, recorder.cut("backward")]
@@ -221,7 +265,9 @@ def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape) -
     model = build_model(workload, tape, config)
     assert isinstance(model, Decoder)
     tape.autocast = AUTOCAST.get(workload.precision)
-    context = Context(attention=workload.attention, cache=Cache(), training=False)
+    limit = workload.prefill_len + workload.decode_len
+    cache = StaticCache(limit) if workload.cache == "static" else Cache()
+    context = Context(attention=workload.attention, cache=cache, training=False)
     ids = token_ids(tape, workload.batch_size, workload.prefill_len)
     timeline = Timeline(tape=tape, parameters=model.build.parameters, setup=recorder.cut("setup"))
     with tape.tagged("activations"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,20 @@ from .errors import BadValue, UnknownName
 PHASES = ("train", "generate")
 TASKS = ("causal", "seq-cls", "token-cls", "masked-lm", "seq2seq")
 PRECISIONS = ("bf16-true", "fp16-true", "bf16-mixed", "fp16-mixed", "fp32")
-ATTENTIONS = ("sdpa", "eager")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+BIASES = ("none", "all", "lora_only")
+CACHES = ("dynamic", "static")
 
-_CHOICES = {"phase": PHASES, "task": TASKS, "precision": PRECISIONS, "attention": ATTENTIONS}
-_COUNTS = ("rank", "batch_size", "seq_len", "target_len", "prefill_len", "decode_len")
-_FLAGS = ("checkpointing", "padded", "last_logits_only", "kbit_preparation", "double_quantization")
+_CHOICES = {
+    "phase": PHASES,
+    "task": TASKS,
+    "precision": PRECISIONS,
+    "attention": ATTENTIONS,
+    "bias": BIASES,
+    "cache": CACHES,
+}
+_COUNTS = ("rank", "batch_size", "seq_len", "target_len", "prefill_len", "decode_len", "accumulation")
+_FLAGS = ("checkpointing", "reentrant", "padded", "last_logits_only", "kbit_preparation", "double_quantization")
 _IGNORED = ("truth",)
 
 
@@ -25,7 +35,11 @@ class Workload:
     """One training step or one generation.
 
     `seq_len` tokens a sample when training; `prefill_len` prompt tokens and `decode_len` new ones when generating.
-    `padded` says that some of the batch is padding, so that a mask is passed. Raises BadValue or UnknownName.
+    `padded` says that some of the batch is padding, so that a mask is passed. `targets` are the ends of layers' names, or
+    one regular expression for whole names; `rank_pattern` gives layers whose names it matches a rank of their own.
+    `modules_to_save` are modules that train whole beside the adapters, `bias` says which biases train; `accumulation`
+    counts the forward and backward passes before the optimizer steps, and `clip_grad_norm` is the largest norm of
+    gradients (None: they are not clipped). Raises BadValue or UnknownName.
     """
 
     model: str
@@ -36,20 +50,27 @@ class Workload:
     method: str = "lora"
     rank: int = 16
     targets: str | tuple[str, ...] | None = "all-linear"
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"
     dropout: float = 0.0
     precision: str = "bf16-true"
     quantization: str = "none"
     double_quantization: bool = True
     kbit_preparation: bool = True
     checkpointing: bool = False
+    reentrant: bool = False
     attention: str = "sdpa"
     optimizer: str = "adamw"
+    accumulation: int = 1
+    clip_grad_norm: float | None = None
     batch_size: int = 1
     seq_len: int = 1024
     target_len: int | None = None
     padded: bool = False
     prefill_len: int = 1024
     decode_len: int = 1
+    cache: str = "dynamic"
     last_logits_only: bool = True
 
     def __post_init__(self) -> None:
@@ -58,15 +79,16 @@ class Workload:
                 raise UnknownName(name, str(getattr(self, name)), allowed, todo=f"Allowed: {', '.join(allowed)}.")
         for name in _COUNTS:
             value = getattr(self, name)
-            if name == "target_len" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BadValue(f"{name} must be a positive whole number", value=value, todo="Give 1 or more.")
+            if name != "target_len" or value is not None:
+                _check_count(name, value)
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise BadValue(f"{name} must be true or false", value=getattr(self, name), todo="Give a boolean.")
         _check_dropout(self.dropout)
         _check_targets(self.targets)
+        _check_names("modules_to_save", self.modules_to_save)
+        _check_rank_pattern(self.rank_pattern)
+        _check_norm(self.clip_grad_norm)
 
     def with_(self, **changes: Any) -> Workload:
         """Return a copy with some fields changed."""
@@ -88,10 +110,10 @@ def workload_from_json(fields: Mapping[str, Any]) -> Workload:
             raise BadValue(f"workload without {key!r}", value=fields.get("id"), todo=f"Add {key!r} to the line.")
     if not isinstance(given["config"], Mapping):
         raise BadValue("config must be an object", value=given["config"], todo="Give the fields of config.json.")
-    if given.get("quantization", "none") is None:
-        given["quantization"] = "none"
-    if isinstance(given.get("targets"), list):
-        given["targets"] = tuple(given["targets"])
+    for key in ("quantization", "modules_to_save", "rank_pattern"):
+        if key in given and given[key] is None:
+            del given[key]
+    given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
     return Workload(**given)
 
 
@@ -100,8 +122,45 @@ def _check_dropout(rate: object) -> None:
         raise BadValue("dropout must be at least 0 and below 1", value=rate, todo="Typical values: 0, 0.05, 0.1.")
 
 
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadValue(f"{name} must be a positive whole number", value=value, todo="Give 1 or more.")
+
+
+def _check_norm(norm: object) -> None:
+    if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
+        raise BadValue("clip_grad_norm must be above 0, or nothing", value=norm, todo="Typical: 0.3, 1.0.")
+
+
 def _check_targets(targets: object) -> None:
-    named = isinstance(targets, tuple) and bool(targets) and all(isinstance(name, str) for name in targets)
-    if not named and targets is not None and targets != "all-linear":
-        todo = 'Give "all-linear", a list of module names, or nothing for the default of PEFT.'
+    if targets is None or targets == "all-linear":
+        return
+    if isinstance(targets, str) and not re.fullmatch(r"\w*", targets):
+        _check_pattern(targets)
+    elif not targets or isinstance(targets, str):  # one word as a pattern would have to be a whole name
+        todo = 'Give "all-linear", a list of module names, a regular expression, or nothing for the default of PEFT.'
         raise BadValue("targets name no layers", value=targets, todo=todo)
+    else:
+        _check_names("targets", targets)
+
+
+def _check_names(name: str, names: object) -> None:
+    if not isinstance(names, tuple) or not all(isinstance(each, str) for each in names):
+        raise BadValue(f"{name} must be names of modules", value=names, todo='Give a list, such as ["lm_head"].')
+
+
+def _check_rank_pattern(pattern: object) -> None:
+    if not isinstance(pattern, Mapping):
+        todo = 'Give names and ranks, such as {"q_proj": 8}.'
+        raise BadValue("rank_pattern must map names to ranks", value=pattern, todo=todo)
+    for key, rank in pattern.items():
+        _check_pattern(key)
+        _check_count(f"rank_pattern[{key!r}]", rank)
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        todo = f"{error}. A pattern is matched with whole names, such as model.layers.0.self_attn.q_proj."
+        raise BadValue("not a regular expression", value=pattern, todo=todo) from None

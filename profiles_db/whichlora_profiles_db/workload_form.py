@@ -38,7 +38,15 @@ FIRST_FIELDS = (
 )
 # Fields that Workload gained later, with what older measurements did. A field with this value is not written, so that
 # old and new measurements of one workload keep one hash; a default that changes afterwards changes nothing here.
-LATER_FIELDS: dict[str, object] = {}
+LATER_FIELDS: dict[str, object] = {
+    "rank_pattern": {},
+    "modules_to_save": (),
+    "bias": "none",
+    "reentrant": False,
+    "accumulation": 1,
+    "clip_grad_norm": None,
+    "cache": "dynamic",
+}
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Workload))
 

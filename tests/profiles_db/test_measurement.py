@@ -127,7 +127,8 @@ def test_only_the_names_of_host_and_user_are_not(field: dataclasses.Field[Any]) 
 @pytest.mark.parametrize("field", dataclasses.fields(Workload), ids=lambda field: field.name)
 def test_the_workload_id_leaves_out_the_label_alone(field: dataclasses.Field[Any]) -> None:
     """Every field of a workload but its label is in the workload's id."""
-    default = CONFIG | {"more": 1} if field.name == "config" else "other" if field.name == "model" else field.default
+    others = {"config": CONFIG | {"more": 1}, "model": "other", "rank_pattern": {}}
+    default = others.get(field.name, field.default)
     assert (workload_id(WORKLOAD.with_(**{field.name: default})) == workload_id(WORKLOAD)) == (field.name == "id")
 
 

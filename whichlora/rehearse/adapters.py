@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from whichlora_estimators.errors import UnknownName, Unsupported
@@ -14,7 +15,14 @@ from whichlora_estimators.workload import Workload
 
 from .models import QUANTIZATIONS
 
-TASK_TYPES = {"causal": "CAUSAL_LM", "seq-cls": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
+#: PEFT knows no masked language models: it takes them as they are.
+TASK_TYPES = {
+    "causal": "CAUSAL_LM",
+    "seq-cls": "SEQ_CLS",
+    "token-cls": "TOKEN_CLS",
+    "masked-lm": None,
+    "seq2seq": "SEQ_2_SEQ_LM",
+}
 VIRTUAL_TOKENS = 20
 LEARNING_RATE = 1e-4
 FULL = "full"
@@ -28,6 +36,8 @@ def _lora(peft: Any, workload: Workload, **more: Any) -> Any:
         lora_alpha=2 * workload.rank,
         lora_dropout=workload.dropout,
         target_modules=_targets(workload),
+        rank_pattern=dict(workload.rank_pattern),
+        bias=workload.bias,
         **more,
     )
 
@@ -38,8 +48,14 @@ def _adalora(peft: Any, workload: Workload) -> Any:
         target_r=max(1, workload.rank // 2),
         lora_alpha=2 * workload.rank,
         target_modules=_targets(workload),
+        bias=workload.bias,
         total_step=100,
     )
+
+
+def _vera(peft: Any, workload: Workload) -> Any:
+    bias = workload.bias.replace("lora", "vera")
+    return peft.VeraConfig(r=workload.rank, target_modules=_targets(workload), bias=bias)
 
 
 def _targets(workload: Workload) -> Any:
@@ -53,10 +69,10 @@ METHODS: dict[str, Config | None] = {
     "rslora": lambda peft, w: _lora(peft, w, use_rslora=True),
     "dora": lambda peft, w: _lora(peft, w, use_dora=True),
     "adalora": _adalora,
-    "ia3": lambda peft, w: peft.IA3Config(),
+    "ia3": lambda peft, w: peft.IA3Config(target_modules=None if w.targets == "all-linear" else _targets(w)),
     "loha": lambda peft, w: peft.LoHaConfig(r=w.rank, target_modules=_targets(w)),
     "lokr": lambda peft, w: peft.LoKrConfig(r=w.rank, target_modules=_targets(w)),
-    "vera": lambda peft, w: peft.VeraConfig(r=w.rank, target_modules=_targets(w)),
+    "vera": _vera,
     "prompt-tuning": lambda peft, w: peft.PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS),
     "prefix-tuning": lambda peft, w: peft.PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS),
     "p-tuning": lambda peft, w: peft.PromptEncoderConfig(num_virtual_tokens=VIRTUAL_TOKENS),
@@ -71,11 +87,11 @@ def _bitsandbytes(name: str) -> Callable[[Iterable[Any]], Any]:
     return make
 
 
-def _torch(name: str) -> Callable[[Iterable[Any]], Any]:
+def _torch(name: str, **settings: Any) -> Callable[[Iterable[Any]], Any]:
     def make(parameters: Iterable[Any]) -> Any:
         import torch
 
-        return getattr(torch.optim, name)(parameters, lr=LEARNING_RATE)
+        return getattr(torch.optim, name)(parameters, lr=LEARNING_RATE, **settings)
 
     return make
 
@@ -88,10 +104,15 @@ def _adafactor(parameters: Iterable[Any]) -> Any:
 
 OPTIMIZERS: dict[str, Callable[[Iterable[Any]], Any]] = {
     "adamw": _torch("AdamW"),
+    "adamw-fused": _torch("AdamW", fused=True),
+    "adamw-loop": _torch("AdamW", foreach=False),
     "adamw-8bit": _bitsandbytes("AdamW8bit"),
     "paged-adamw": _bitsandbytes("PagedAdamW"),
     "paged-adamw-8bit": _bitsandbytes("PagedAdamW8bit"),
+    "lion-8bit": _bitsandbytes("Lion8bit"),
+    "paged-lion-8bit": _bitsandbytes("PagedLion8bit"),
     "sgd": _torch("SGD"),
+    "sgd-momentum": _torch("SGD", momentum=0.9),
     "adafactor": _adafactor,
 }
 
@@ -103,6 +124,9 @@ def check(workload: Workload) -> None:
         value = getattr(workload, field)
         if value not in known and not (workload.phase == "generate" and field != "quantization"):
             raise UnknownName(field, value, known, todo=f"Rehearsed are: {', '.join(known)}.")
+    if workload.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        todo = 'Without padding it takes what "sdpa" takes, whose kernel is the same: rehearse that.'
+        raise Unsupported("the flash-attn library is not installed", value=workload.attention, todo=todo)
     if workload.phase == "generate":
         if workload.task != "causal":
             todo = 'Use task "causal", or phase "train".'
@@ -121,16 +145,18 @@ def adapt(model: Any, workload: Workload) -> Any:
         model = peft.prepare_model_for_kbit_training(
             model,
             use_gradient_checkpointing=workload.checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
+            gradient_checkpointing_kwargs={"use_reentrant": workload.reentrant},
         )
     if adapted:
         config = adapted(peft, workload)
         config.task_type = TASK_TYPES[workload.task]
+        if workload.modules_to_save:
+            config.modules_to_save = list(workload.modules_to_save)
         model = peft.get_peft_model(model, config)
     if workload.method == "lora-fa":
         _freeze_a(model)
     if workload.checkpointing and not prepared:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": workload.reentrant})
         model.enable_input_require_grads()
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False

@@ -43,6 +43,8 @@ def build_model(workload: Workload, device: str) -> Any:
 
     config = make_config(workload)
     config._attn_implementation = workload.attention
+    if workload.task == "seq-cls" and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0  # without one, only a single sample can be classified
     auto = getattr(transformers, AUTO_CLASSES[workload.task])
     dtype = getattr(torch, dtype_name(workload))
     kind = {"dtype" if hasattr(config, "dtype") else "torch_dtype": dtype}  # `dtype` since 4.56

@@ -144,13 +144,20 @@ def _load(workload: Workload, recorder: Recorder, clock: Clock | None) -> Any:
 def _step(
     model: Any, inputs: dict[str, Any], optimizer: Any, scaler: Any, workload: Workload, phase: Phase, device: str
 ) -> None:
-    """Forward, backward, optimizer. The output, and so the logits, lives until backward is over, as in a plain loop."""
-    with phase("forward"), _autocast(workload, device):
-        output = model(**inputs)
-    with phase("backward"):
-        scaler.scale(output.loss).backward()
-        del output
+    """Forward and backward once or more, optimizer. Output and logits live until backward is over, as in a plain loop."""
+    import torch
+
+    for _ in range(workload.accumulation):
+        with phase("forward"), _autocast(workload, device):
+            output = model(**inputs)
+        with phase("backward"):
+            loss = output.loss if workload.accumulation == 1 else output.loss / workload.accumulation
+            scaler.scale(loss).backward()
+            del output, loss
     with phase("optimizer"):
+        if workload.clip_grad_norm is not None:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), workload.clip_grad_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -221,11 +228,12 @@ def _generate(workload: Workload, recorder: Recorder, clock: Clock | None) -> No
 
 
 def _generation(model: Any, ids: Any, workload: Workload, phase: Phase) -> None:
-    """Prefill with a growing cache, then one token at a time, each the likeliest."""
+    """Prefill a cache, then one token at a time, each the likeliest."""
     import torch
 
     with phase("prefill"):
-        output = model(input_ids=ids, use_cache=True, **_logits(model, workload))
+        cache = _cache(model, workload)
+        output = model(input_ids=ids, use_cache=True, **cache, **_logits(model, workload))
     for _ in range(workload.decode_len - 1):
         with phase("decode"):
             token = output.logits[:, -1:].argmax(-1)

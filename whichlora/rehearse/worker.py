@@ -5,15 +5,15 @@ from __future__ import annotations
 import gc
 import json
 import os
-import select
 import sys
-import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from whichlora_estimators.workload import Workload, workload_from_json
+
+from .parent import end_with_parent
 
 _LONGEST_ERROR = 2000
 
@@ -43,18 +43,6 @@ def take_stdout() -> TextIO:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
-
-
-def end_with_parent() -> None:
-    """End as soon as the other side of stdin is closed: whoever asked is gone, and may have been killed."""
-
-    def wait() -> None:
-        gone = select.poll()
-        gone.register(0, 0)  # no data is waited for, only the end
-        gone.poll()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def say(answers: TextIO, content: Mapping[str, Any]) -> None:

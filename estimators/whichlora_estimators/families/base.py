@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import attention, ops
 from ..errors import BadValue
 from ..layers import Build, Linear, rotary_tables, token_ids
+from ..stack import LABELS_SHIFTED
 from ..tape import FP32, INT64, Leaf, Tensor
 from ..workload import Workload
+
+if TYPE_CHECKING:
+    from .classifiers import SequenceClassifier
 
 FAMILIES: dict[str, type[Model]] = {}
 M = TypeVar("M", bound="type[Model]")
@@ -42,6 +46,14 @@ class Cache:
         self.length = 0
         #: Layers that keep only the last tokens, and the window from which they see one token fewer.
         self.windows: Mapping[int, int] = {}
+
+    #: Whether it is made for all tokens beforehand.
+    fixed: ClassVar[bool] = False
+
+    def keys(self, tokens: int, window: int | None = None) -> int:
+        """Return how many keys new tokens are compared with, in a layer without or with a window."""
+        past = self.length if window is None or self.plain else min(self.length, window - 1)
+        return past + tokens
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append by concatenation, a copy of the whole layer, and return what attention sees."""
@@ -80,6 +92,65 @@ class Cache:
         return longer, ops.concat([values, v], 2)
 
 
+class StaticCache(Cache):
+    """Room for all tokens, made by a layer's first ones and filled in place (transformers' StaticCache).
+
+    Layers with a window have room for that many tokens; full ones move theirs along.
+    """
+
+    fixed = True
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.seen: dict[int, int] = {}
+        self.counts: list[Tensor] = []
+
+    def keys(self, tokens: int, window: int | None = None) -> int:
+        """Return how many keys new tokens are compared with: all that there is room for."""
+        if window is None:
+            return self.limit
+        room = min(self.limit, window)
+        if self.length >= room:
+            return room + tokens - 1
+        return max(room, self.length + tokens)
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values in their places; return all that attention sees."""
+        tape, tokens, window = k.tape, k.shape[2], self.windows.get(layer)
+        if layer == 0:
+            self.length += tokens
+        room = self.limit if window is None else min(self.limit, window)
+        with tape.tagged("KV cache"):
+            if layer not in self.layers:
+                self.layers[layer] = _resized(k, room), _resized(v, room)
+                self.counts.append(tape.new((1,), INT64))
+            past = self.seen.get(layer, 0)
+            self.seen[layer] = past + tokens
+            return self._written(layer, k, v, past, room)
+
+    def _written(self, layer: int, k: Tensor, v: Tensor, past: int, room: int) -> tuple[Tensor, Tensor]:
+        keys, values = self.layers[layer]
+        tape, tokens = k.tape, k.shape[2]
+        tape.launch(2 * (k.bytes + v.bytes))
+        if past >= room and tokens == 1:
+            moved = _resized(keys, room), _resized(values, room)
+            tape.new((1,), INT64)
+            del moved
+        elif past + tokens > room:
+            return (k, v) if not past else (_resized(k, past + tokens), _resized(v, past + tokens))
+        else:
+            numbers = tape.new((tokens,), INT64)
+            tape.new((tokens,), INT64)
+            del numbers
+        return keys, values
+
+    def skip(self, tokens: int) -> None:
+        """Count tokens: there is room for them."""
+        self.length += tokens
+        self.seen = {layer: seen + tokens for layer, seen in self.seen.items()}
+
+
 def _resized(x: Tensor, tokens: int) -> Tensor:
     return x.tape.new((*x.shape[:2], tokens, x.shape[3]), x.dtype)
 
@@ -104,6 +175,10 @@ class Context:
     cache: Cache | None = None
     #: What stands in the place of the tokens' embeddings.
     embeddings: Tensor | None = None
+
+    def keys(self, tokens: int, window: int | None = None) -> int:
+        """Return how many keys new tokens are compared with, in all layers or in those with a window."""
+        return tokens if self.cache is None else self.cache.keys(tokens, window)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -169,6 +244,10 @@ class Model(ABC):
     #: What PEFT's own LoRA default adapts for this family (peft/utils/constants.py, 0.21).
     default_targets: ClassVar[tuple[str, ...]] = ("q_proj", "v_proj")
     tasks: ClassVar[tuple[str, ...]] = ("causal",)
+    #: Whether all of its attention can be that of the flash-attn library.
+    flash: ClassVar[bool] = False
+    #: Names by which PEFT's LoRA knows weights that are no linear layer's, and those weights.
+    stack_names: ClassVar[Mapping[str, str]] = {}
     #: The config key that counts the layers, where a family spells it in its own way.
     layers_key: ClassVar[str] = "num_hidden_layers"
     #: Other spellings of config keys that the Transformers class accepts, and what they stand for.
@@ -177,7 +256,7 @@ class Model(ABC):
     prompt: Callable[[Sequence[Tensor], Context], AbstractContextManager[Sequence[Tensor]]] | None = None
 
     def __init__(self, config: Mapping[str, Any], build: Build) -> None:
-        self.build = build
+        self.build, self.model_type = build, str(config.get("model_type"))
         self.config = self.read(config)
         self.make(self.config, build)
 
@@ -189,9 +268,6 @@ class Model(ABC):
     @abstractmethod
     def make(self, c: Config, build: Build) -> None:
         """Allocate the parameters."""
-
-    def save_head(self) -> None:
-        """Make what PEFT trains in full beside the adapters (modules_to_save): a copy of the task's head, where there is one."""
 
     @abstractmethod
     def make_inputs(self, workload: Workload) -> list[Tensor]:
@@ -207,21 +283,48 @@ class Decoder(Model):
 
     #: The config key of the width, where a family spells it in its own way.
     width_key: ClassVar[str] = "hidden_size"
+    #: Names of modules: what holds all but the head, in it the tokens' embeddings and the list of layers.
+    trunk: ClassVar[str] = "model"
+    tokens: ClassVar[str] = "embed_tokens"
+    layers: ClassVar[str] = "layers"
+    head_name: ClassVar[str] = "lm_head"
+    #: The name of what classifies tokens, and its dropout where the config has none of its own nor one of the layers.
+    token_head: ClassVar[str] = "score"
+    token_dropout: ClassVar[float] = 0.1
+    tasks: ClassVar[tuple[str, ...]] = ("causal", "seq-cls", "token-cls")
+    flash = True
 
     head: Linear
+    classifier: SequenceClassifier | None = None
 
     def make(self, c: Config, build: Build) -> None:
         """Allocate embedding, blocks, final norm and head."""
         self.width, self.vocab = c.count(self.width_key), c.count("vocab_size")
-        self.embed = self.make_tokens(build)
-        self.make_embeddings(c, build)
-        self.blocks = [self.block(c, build, index) for index in range(c.count(self.layers_key))]
-        self.make_final(c, build)
-        self.make_head(c, build)
+        with build.inside(self.trunk):
+            self.embed = self.make_tokens(build)
+            self.make_embeddings(c, build)
+            self.blocks = [self._named_block(c, build, index) for index in range(c.count(self.layers_key))]
+            self.make_final(c, build)
+        if build.task == "causal":
+            self.make_head(c, build)
+        else:
+            self._make_classifier(c, build)
+
+    def _make_classifier(self, c: Config, build: Build) -> None:
+        from .classifiers import CLASSIFIERS
+
+        rates = (c.get("classifier_dropout"), c.get("hidden_dropout"), self.token_dropout)
+        name = self.token_head if build.task == "token-cls" else "score"
+        dropout = next(rate for rate in rates if rate is not None)
+        self.classifier = CLASSIFIERS[build.task](c, build, self.embed.shape[-1], name, dropout)
+
+    def _named_block(self, c: Config, build: Build, index: int) -> Block:
+        with build.inside(f"{self.layers}.{index}"):
+            return self.block(c, build, index)
 
     def make_tokens(self, build: Build) -> Tensor:
         """Allocate the tokens' embeddings."""
-        return build.parameter("embed_tokens.weight", self.vocab, self.width)
+        return build.parameter(f"{self.tokens}.weight", self.vocab, self.width)
 
     def make_embeddings(self, c: Config, build: Build) -> None:
         """Allocate embeddings beside those of the tokens (learned positions): none unless a family says so."""
@@ -237,7 +340,7 @@ class Decoder(Model):
     def make_head(self, c: Config, build: Build) -> None:
         """Make the output head, sharing the embedding's weight where the config ties them."""
         tied = self.embed if c.flag("tie_word_embeddings") else None
-        self.head = build.head("lm_head", self.embed.shape[-1], self.vocab, tied=tied)
+        self.head = build.head(self.head_name, self.embed.shape[-1], self.vocab, tied=tied)
 
     @abstractmethod
     def final(self, x: Tensor) -> Tensor:
@@ -269,13 +372,19 @@ class Decoder(Model):
     def mask(self, x: Tensor, ids: Tensor, context: Context) -> Tensor | None:
         """Make the causal mask over cached and new tokens; a single new token needs none."""
         batch, tokens = ids.shape
-        past = context.cache.length if context.cache is not None else 0
-        if context.cache is None and not context.padded:
-            attention.search_packed(x, batch, tokens)
-        if context.attention == "sdpa" and tokens == 1 and not context.padded:
+        fixed = context.cache is not None and context.cache.fixed
+        packed = context.cache is None and not context.padded and attention.searches_packed(x, batch, tokens)
+        if context.attention == "sdpa" and tokens == 1 and not context.padded and not fixed:
             return None
+        keys, kind = context.keys(tokens), context.attention
         return attention.causal_mask(
-            x, batch=batch, queries=tokens, keys=past + tokens, padded=context.padded, kind=context.attention
+            x,
+            batch=batch,
+            queries=tokens,
+            keys=keys,
+            padded=context.padded,
+            kind=kind,
+            needed=packed or (fixed and tokens == 1),
         )
 
     def backbone(self, ids: Tensor, context: Context) -> Tensor:
@@ -295,9 +404,14 @@ class Decoder(Model):
     def logits(self, ids: Tensor, context: Context, *, last_only: bool = False) -> Tensor:
         """Map ids [B, T] to logits [B, T, V], or [B, 1, V]."""
         hidden = self.backbone(ids, context)
-        if last_only:
+        stack = ids.tape.stack
+        if last_only and stack.keeps_last_logits(self.model_type):
             hidden = Tensor(hidden.tape, hidden.storage, (hidden.shape[0], 1, hidden.shape[2]), hidden.dtype)
-        return self.scored(hidden)
+        logits = self.scored(hidden)
+        if not stack.upcasts_logits(self.model_type, training=False):
+            return logits
+        with ids.tape.tagged("logits and loss"):
+            return ops.cast(logits, FP32)
 
     def scored(self, hidden: Tensor) -> Tensor:
         """Apply the head, counted as logits."""
@@ -311,11 +425,17 @@ class Decoder(Model):
     def make_inputs(self, workload: Workload) -> list[Tensor]:
         """Allocate ids, labels and a mask, [B, T] each."""
         shape = (workload.batch_size, workload.seq_len)
-        return [token_ids(self.build.tape, *shape) for _ in range(3 if workload.padded else 2)]
+        ids = [token_ids(self.build.tape, *shape) for _ in range(2 if workload.padded else 1)]
+        labels = token_ids(self.build.tape, *(shape[:1] if workload.task == "seq-cls" else shape))
+        return [ids[0], labels, *ids[1:]]
 
     def step_loss(self, inputs: Sequence[Tensor], context: Context) -> tuple[Tensor, object]:
-        """Return the loss of the next tokens, and the logits."""
-        return self.loss(inputs[0], inputs[1], context)
+        """Return the loss of the next tokens, or of labels, and the logits."""
+        if self.classifier is None:
+            return self.loss(inputs[0], inputs[1], context)
+        hidden = self.backbone(inputs[0], context)
+        hidden.tape.mark("loss")
+        return self.classifier.loss(inputs[0], hidden, inputs[1])
 
     def loss(self, ids: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return loss and logits: fp32 logits, labels shifted by one (transformers/loss/loss_utils.py, ForCausalLMLoss)."""
@@ -324,7 +444,10 @@ class Decoder(Model):
         tape.mark("loss")
         logits = self.scored(hidden)
         with tape.tagged("logits and loss"):
-            loss = _causal_loss(logits, labels)
+            if tape.stack.upcasts_logits(self.model_type, training=True):
+                logits = ops.cast(logits, FP32)
+            converts = tape.stack.shares_loss(self.model_type)
+            loss = _causal_loss(logits, labels, converts=converts)
         del hidden  # alive until here, as it is in the real one
         return loss, logits
 
@@ -346,14 +469,26 @@ class InputLeaf(Leaf):
         self.tensor = tensor
 
 
-def _causal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    upcast = ops.cast(logits, FP32)
+def _causal_loss(logits: Tensor, labels: Tensor, *, converts: bool = True) -> Tensor:
+    upcast = ops.cast(logits, FP32) if converts else logits
+    if not logits.tape.stack.does(LABELS_SHIFTED):
+        return _shifted_loss(upcast)
     padded = labels.tape.new((labels.shape[0], labels.shape[1] + 1), INT64)
     shifted = labels.tape.new(labels.shape, INT64)
     rows = upcast.view(labels.numel, logits.shape[-1])
     loss = ops.cross_entropy(rows, shifted)
     del padded
     return loss
+
+
+def _shifted_loss(logits: Tensor) -> Tensor:
+    """Return the loss of all logits but those of the last position: a copy of them, unless it is one sample."""
+    batch, tokens, width = shape = logits.shape
+    tape, rows = logits.tape, (batch, tokens - 1, width)
+    used = tape.new(rows, logits.dtype) if batch > 1 else Tensor(tape, logits.storage, rows, logits.dtype)
+    tape.record(used, (logits,), (), lambda g: (ops.fitted(g, shape),))
+    labels = tape.new(rows[:2], INT64)
+    return ops.cross_entropy(used.view(batch * (tokens - 1), width), labels)
 
 
 class RotaryDecoder(Decoder):

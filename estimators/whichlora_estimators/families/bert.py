@@ -14,10 +14,11 @@ from functools import partial
 from typing import ClassVar
 
 from .. import attention, layers, ops
-from ..layers import Build, LayerNorm, Linear, token_ids
-from ..tape import BOOL, INT64, LOGITS_AND_LOSS, Leaf, Tensor
+from ..layers import Build, LayerNorm, token_ids
+from ..tape import BOOL, INT64, LOGITS_AND_LOSS, Tensor
 from ..workload import Workload
 from .base import Config, Context, Model, family, with_input_grad
+from .classifiers import label_count
 
 
 class Attention:
@@ -25,10 +26,11 @@ class Attention:
 
     def __init__(self, c: Config, build: Build) -> None:
         width, self.heads = c.count("hidden_size"), c.count("num_attention_heads")
-        self.q = build.linear("query", width, width, bias=True)
-        self.k = build.linear("key", width, width, bias=True)
-        self.v = build.linear("value", width, width, bias=True)
-        self.output = Output(c, build, width)
+        self.q = build.linear("attention.self.query", width, width, bias=True)
+        self.k = build.linear("attention.self.key", width, width, bias=True)
+        self.v = build.linear("attention.self.value", width, width, bias=True)
+        with build.inside("attention"):
+            self.output = Output(c, build, width)
         self.dropout = c.rate("attention_probs_dropout_prob")
 
     def __call__(self, x: Tensor, mask: Tensor | None, context: Context) -> tuple[Tensor, Tensor | None]:
@@ -59,8 +61,8 @@ class Output:
     """norm(dropout(dense(x)) + residual)."""
 
     def __init__(self, c: Config, build: Build, n_in: int) -> None:
-        self.dense = build.linear("dense", n_in, c.count("hidden_size"), bias=True)
-        self.norm = LayerNorm(build, "LayerNorm", c.count("hidden_size"))
+        self.dense = build.linear("output.dense", n_in, c.count("hidden_size"), bias=True)
+        self.norm = LayerNorm(build, "output.LayerNorm", c.count("hidden_size"))
         self.dropout = c.rate("hidden_dropout_prob")
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ class Layer:
     def __init__(self, c: Config, build: Build) -> None:
         width, inner = c.count("hidden_size"), c.count("intermediate_size")
         self.attention = Attention(c, build)
-        self.widen = build.linear("dense", width, inner, bias=True)
+        self.widen = build.linear("intermediate.dense", width, inner, bias=True)
         self.act = layers.find_activation(c.get("hidden_act"))
         self.output = Output(c, build, inner)
 
@@ -99,16 +101,6 @@ class Layer:
 class Head(ABC):
     """What comes behind the layers for one task."""
 
-    #: What PEFT trains a copy of.
-    weights: list[Tensor]
-
-    def copied(self, build: Build) -> None:
-        """Replace the weights that PEFT saves whole by copies that train; the originals stay where they are."""
-        self.originals = [weight.detach() for weight in self.weights]
-        with build.tape.tagged("adapters"):
-            for weight in self.weights:
-                weight.storage, weight.node = build.tape.new(weight.shape, weight.dtype).storage, Leaf()
-
     @abstractmethod
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
         """Return the loss of [B, T, D], and the logits."""
@@ -119,9 +111,8 @@ class SentenceHead(Head):
 
     def __init__(self, c: Config, build: Build) -> None:
         width = c.count("hidden_size")
-        self.pooler = build.linear("dense", width, width, bias=True)
+        self.pooler = build.linear("bert.pooler.dense", width, width, bias=True)
         self.classifier = build.head("classifier", width, label_count(c), bias=True)
-        self.weights = weights_of(self.classifier)
         self.dropout = classifier_dropout(c)
 
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
@@ -149,7 +140,6 @@ class TokenHead(Head):
 
     def __init__(self, c: Config, build: Build) -> None:
         self.classifier = build.head("classifier", c.count("hidden_size"), label_count(c), bias=True)
-        self.weights = weights_of(self.classifier)
         self.dropout = classifier_dropout(c)
 
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
@@ -163,14 +153,19 @@ class TokenHead(Head):
 class WordHead(Head):
     """A dense layer, activation, norm, and the decoder, whose weight is the embedding's."""
 
+    #: Names of modules: what holds the head, in it the dense layer and the norm.
+    names: ClassVar[tuple[str, str, str]] = ("cls.predictions", "transform.dense", "transform.LayerNorm")
+
     def __init__(self, c: Config, build: Build, embedding: Tensor) -> None:
         width, vocab = c.count("hidden_size"), c.count("vocab_size")
-        self.transform = build.linear("dense", width, width, bias=True)
-        self.act = layers.find_activation(c.get("hidden_act"))
-        self.norm = LayerNorm(build, "LayerNorm", width)
+        module, dense, norm = self.names
         tied = embedding if c.flag("tie_word_embeddings") else None
-        self.decoder = build.head("decoder", width, vocab, bias=True, tied=tied)
-        self.weights = []
+        with build.inside(module):
+            self.transform = build.linear(dense, width, width, bias=True)
+            self.act = layers.find_activation(c.get("hidden_act"))
+            self.norm = LayerNorm(build, norm, width)
+            self.decoder = build.head("decoder", width, vocab, bias=True, tied=tied)
+            build.parameters[-1].name = f"{build.prefix}bias"  # of the head and of the decoder in it
 
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
         """Predict the words of [B, T, D], in the dtype of the model."""
@@ -187,18 +182,6 @@ class WordHead(Head):
         return self.norm(x)
 
 
-def label_count(c: Config) -> int:
-    """Return how many labels there are: those that the config names, or their number."""
-    named = c.get("id2label")
-    return len(named) if named else c.count("num_labels")
-
-
-def weights_of(layer: Linear) -> list[Tensor]:
-    """Return weight and bias of a layer."""
-    assert layer.weight is not None
-    return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
-
-
 def classifier_dropout(c: Config) -> float:
     """Return the dropout of the head: that of the layers unless it has one of its own."""
     return c.rate("hidden_dropout_prob" if c.get("classifier_dropout") is None else "classifier_dropout")
@@ -209,9 +192,22 @@ class Encoder(Model):
 
     tasks = ("seq-cls", "token-cls", "masked-lm")
     default_targets = ("query", "value")
+    trunk: ClassVar[str] = "bert"
+    word_head: ClassVar[type[WordHead]] = WordHead
 
     def make(self, c: Config, build: Build) -> None:
         """Allocate embeddings, layers and the head of the task."""
+        with build.inside(f"{self.trunk}.embeddings"):
+            self._make_embeddings(c, build)
+        self.blocks = [self._layer(c, build, index) for index in range(c.count(self.layers_key))]
+        make_head: dict[str, Callable[[], Head]] = {
+            "seq-cls": partial(self.sentence_head, c, build),
+            "token-cls": partial(TokenHead, c, build),
+            "masked-lm": partial(self.word_head, c, build, self.embed),
+        }
+        self.head = make_head[build.task]()
+
+    def _make_embeddings(self, c: Config, build: Build) -> None:
         width = c.count("hidden_size")
         self.embed = build.parameter("word_embeddings.weight", c.count("vocab_size"), width)
         self.position_table = build.parameter("position_embeddings.weight", c.count("max_position_embeddings"), width)
@@ -219,21 +215,14 @@ class Encoder(Model):
         self.norm, self.dropout = LayerNorm(build, "LayerNorm", width), c.rate("hidden_dropout_prob")
         for _ in ("position_ids", "token_type_ids"):
             build.buffer(1, c.count("max_position_embeddings"), dtype=INT64)
-        self.blocks = [Layer(c, build) for _ in range(c.count(self.layers_key))]
-        make_head: dict[str, Callable[[], Head]] = {
-            "seq-cls": partial(self.sentence_head, c, build),
-            "token-cls": partial(TokenHead, c, build),
-            "masked-lm": partial(WordHead, c, build, self.embed),
-        }
-        self.head = make_head[build.task]()
+
+    def _layer(self, c: Config, build: Build, index: int) -> Layer:
+        with build.inside(f"{self.trunk}.encoder.layer.{index}"):
+            return Layer(c, build)
 
     def sentence_head(self, c: Config, build: Build) -> Head:
         """Make the head that classifies sentences."""
         return SentenceHead(c, build)
-
-    def save_head(self) -> None:
-        """Copy the classifier and train the copy."""
-        self.head.copied(self.build)
 
     def make_inputs(self, workload: Workload) -> list[Tensor]:
         """Allocate ids [B, T], labels [B] or [B, T], and a mask."""

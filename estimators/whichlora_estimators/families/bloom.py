@@ -29,8 +29,8 @@ class Attention:
 
     def __init__(self, c: Config, build: Build, index: int) -> None:
         width, self.heads, self.index = c.count("hidden_size"), c.count("n_head"), index
-        self.qkv = build.linear("query_key_value", width, 3 * width, bias=True)
-        self.out = build.linear("dense", width, width, bias=True)
+        self.qkv = build.linear("self_attention.query_key_value", width, 3 * width, bias=True)
+        self.out = build.linear("self_attention.dense", width, width, bias=True)
         self.dropout, self.residual_dropout = c.rate("attention_dropout"), c.rate("hidden_dropout")
 
     def __call__(
@@ -125,8 +125,8 @@ class Mlp:
 
     def __init__(self, c: Config, build: Build) -> None:
         width = c.count("hidden_size")
-        self.widen = build.linear("dense_h_to_4h", width, 4 * width, bias=True)
-        self.project = build.linear("dense_4h_to_h", 4 * width, width, bias=True)
+        self.widen = build.linear("mlp.dense_h_to_4h", width, 4 * width, bias=True)
+        self.project = build.linear("mlp.dense_4h_to_h", 4 * width, width, bias=True)
         self.dropout = c.rate("hidden_dropout")
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -163,6 +163,9 @@ class Bloom(Decoder):
     """The recipe."""
 
     layers_key = "n_layer"
+    flash = False
+    token_head, token_dropout = "classifier", 0.0
+    trunk, tokens, layers = "transformer", "word_embeddings", "h"
     default_targets = ("query_key_value",)
     aliases: ClassVar = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "n_embed": "hidden_size"}
     defaults: ClassVar = {
@@ -201,7 +204,7 @@ class Bloom(Decoder):
     def positions(self, x: Tensor, ids: Tensor, context: Context) -> Positions:
         """Make alibi's bias and the causal mask, which is a float one."""
         batch, tokens = ids.shape
-        keys = tokens + (context.cache.length if context.cache is not None else 0)
+        keys = context.keys(tokens)
         alibi = self._alibi(x, batch, keys, padded=context.padded)
         mask = attention.causal_mask(x, batch=batch, queries=tokens, keys=keys, padded=context.padded, kind="eager")
         return BloomPositions(mask=mask, alibi=alibi)

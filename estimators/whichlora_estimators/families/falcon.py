@@ -1,7 +1,7 @@
 """Falcon: fused qkv, attention beside the MLP, few or one key-value head (transformers/models/falcon, 5.23).
 
-Transformers 5.23, asked to quantize, leaves its linear layers alone with a warning (a subclass of nn.Linear);
-a quantized workload states what a quantized model takes.
+Transformers 5.23, asked to quantize, leaves its linear layers alone (they are of a subclass of nn.Linear), and so does a
+workload; k-bit preparation then casts all of them to fp32.
 
 Three architectures: 7b (one key-value head, one norm), 40b (`new_decoder_architecture`: groups of heads, two norms) and
 rw (alibi instead of rotation, attention before the MLP). Attention always gets a mask, so the flash kernel never runs.
@@ -41,8 +41,8 @@ class Attention:
         elif self.single:
             self.kv_heads = 1
         fused = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv = _linear(build, "query_key_value", self.width, fused, c)
-        self.out = _linear(build, "dense", self.width, self.width, c)
+        self.qkv = _linear(build, "self_attention.query_key_value", self.width, fused, c)
+        self.out = _linear(build, "self_attention.dense", self.width, self.width, c)
 
     def __call__(self, x: Tensor, shared: FalconPositions, context: Context) -> tuple[Tensor, Tensor | None]:
         """Attend [B, T, D] to itself and the cache; eager attention also returns its probabilities."""
@@ -87,9 +87,9 @@ class Attention:
 
 
 def _linear(build: Build, name: str, n_in: int, n_out: int, c: Config) -> Linear:
-    """Make a FalconLinear: its bias is added by an operator of its own, unless quantized."""
-    layer = build.linear(name, n_in, n_out, bias=c.flag("bias"))
-    layer.adds_bias = not layer.quantized
+    """Make a FalconLinear: never quantized, its bias added by an operator of its own."""
+    layer = build.kept_linear(name, n_in, n_out, bias=c.flag("bias"))
+    layer.adds_bias = True
     return layer
 
 
@@ -117,8 +117,8 @@ class Mlp:
     def __init__(self, c: Config, build: Build) -> None:
         width = c.count("hidden_size")
         inner = int(c.get("ffn_hidden_size") or 4 * width)
-        self.widen = _linear(build, "dense_h_to_4h", width, inner, c)
-        self.project = _linear(build, "dense_4h_to_h", inner, width, c)
+        self.widen = _linear(build, "mlp.dense_h_to_4h", width, inner, c)
+        self.project = _linear(build, "mlp.dense_4h_to_h", inner, width, c)
         self.act = layers.find_activation(c.get("activation"))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -139,8 +139,9 @@ class Block:
         self.dropout, self.attention_dropout = c.rate("hidden_dropout"), c.rate("attention_dropout")
         self.attention = Attention(c, build, index)
         self.mlp = Mlp(c, build)
-        self.mlp_norm = LayerNorm(build, "ln_mlp", width) if self.two_norms or not self.parallel else None
-        self.attention_norm = LayerNorm(build, "ln_attn", width)
+        first, second = ("ln_attn", "ln_mlp") if self.two_norms else ("input_layernorm", "post_attention_layernorm")
+        self.mlp_norm = LayerNorm(build, second, width) if self.two_norms or not self.parallel else None
+        self.attention_norm = LayerNorm(build, first, width)
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
         """Map [B, T, D] to [B, T, D]; the probabilities go out too."""
@@ -167,6 +168,9 @@ class Block:
 class Falcon(RotaryDecoder):
     """The recipe."""
 
+    flash = False
+    token_head, token_dropout = "classifier", 0.0
+    trunk, tokens, layers = "transformer", "word_embeddings", "h"
     default_targets = ("query_key_value",)
     aliases: ClassVar = {"n_embed": "hidden_size"}
     defaults: ClassVar = {
@@ -202,7 +206,7 @@ class Falcon(RotaryDecoder):
     def positions(self, x: Tensor, ids: Tensor, context: Context) -> Positions:
         """Make the mask, alibi's bias in it, and the rotary tables."""
         batch, tokens = ids.shape
-        keys = tokens + (context.cache.length if context.cache is not None else 0)
+        keys = context.keys(tokens)
         tape = x.tape
         alibi = self._slopes(x, batch, keys, padded=context.padded) if self.alibi else None
         numbers = tape.new((1, tokens), INT64)

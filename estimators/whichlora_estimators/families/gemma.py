@@ -149,6 +149,7 @@ class Gemma3Attention(Attention):
 class Gemma3(WindowedGemma):
     """Five layers with a window, then one without; each kind has rotary tables of its own."""
 
+    tasks = ("causal", "seq-cls")
     defaults: ClassVar = {
         **Gemma2.defaults,
         "vocab_size": 262208,

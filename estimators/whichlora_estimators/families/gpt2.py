@@ -20,8 +20,8 @@ class Attention:
 
     def __init__(self, c: Config, build: Build, index: int) -> None:
         self.width, self.heads, self.index = c.count("n_embd"), c.count("n_head"), index
-        self.qkv = build.linear("c_attn", self.width, 3 * self.width, bias=True)
-        self.out = build.linear("c_proj", self.width, self.width, bias=True)
+        self.qkv = build.linear("attn.c_attn", self.width, 3 * self.width, bias=True)
+        self.out = build.linear("attn.c_proj", self.width, self.width, bias=True)
         self.dropout, self.residual_dropout = c.rate("attn_pdrop"), c.rate("resid_pdrop")
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
@@ -41,8 +41,8 @@ class Mlp:
     def __init__(self, c: Config, build: Build) -> None:
         width = c.count("n_embd")
         inner = int(c.get("n_inner") or 4 * width)
-        self.widen = build.linear("c_fc", width, inner, bias=True)
-        self.project = build.linear("c_proj", inner, width, bias=True)
+        self.widen = build.linear("mlp.c_fc", width, inner, bias=True)
+        self.project = build.linear("mlp.c_proj", inner, width, bias=True)
         self.act = layers.find_activation(c.get("activation_function"))
         self.dropout = c.rate("resid_pdrop")
 
@@ -84,6 +84,8 @@ class Gpt2(Decoder):
 
     layers_key = "n_layer"
     width_key = "n_embd"
+    token_head = "classifier"
+    trunk, tokens, layers = "transformer", "wte", "h"
     default_targets = ("c_attn",)
     aliases: ClassVar = {
         "hidden_size": "n_embd",

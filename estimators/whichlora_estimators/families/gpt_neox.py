@@ -19,8 +19,8 @@ class Attention:
     def __init__(self, c: Config, build: Build, index: int) -> None:
         width, self.heads, self.index = c.count("hidden_size"), c.count("num_attention_heads"), index
         bias = c.flag("attention_bias")
-        self.qkv = build.linear("query_key_value", width, 3 * width, bias=bias)
-        self.out = build.linear("dense", width, width, bias=bias)
+        self.qkv = build.linear("attention.query_key_value", width, 3 * width, bias=bias)
+        self.out = build.linear("attention.dense", width, width, bias=bias)
         self.dropout = c.rate("attention_dropout")
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
@@ -54,8 +54,8 @@ class Mlp:
 
     def __init__(self, c: Config, build: Build) -> None:
         width, inner = c.count("hidden_size"), c.count("intermediate_size")
-        self.widen = build.linear("dense_h_to_4h", width, inner, bias=True)
-        self.project = build.linear("dense_4h_to_h", inner, width, bias=True)
+        self.widen = build.linear("mlp.dense_h_to_4h", width, inner, bias=True)
+        self.project = build.linear("mlp.dense_4h_to_h", inner, width, bias=True)
         self.act = layers.find_activation(c.get("hidden_act"))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -98,6 +98,8 @@ class Block:
 class GptNeox(RotaryDecoder):
     """The recipe."""
 
+    token_head = "classifier"
+    trunk, tokens, head_name = "gpt_neox", "embed_in", "embed_out"
     default_targets = ("query_key_value",)
     defaults: ClassVar = {
         "vocab_size": 50432,

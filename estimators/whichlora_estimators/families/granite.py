@@ -31,6 +31,7 @@ class GraniteBlock(Block):
 class Granite(Llama):
     """Every multiplier is an operator, a factor of one too."""
 
+    tasks = ("causal",)
     defaults: ClassVar = {
         "vocab_size": 32000,
         "hidden_size": 4096,

@@ -20,15 +20,15 @@ class Attention:
         width, self.head_dim, self.index, self.norm = c.count("hidden_size"), head_width(c), index, norm
         self.heads, self.kv_heads = c.count("num_attention_heads"), c.count("num_key_value_heads")
         bias, out_bias = c.flag("attention_bias"), c.flag("attention_out_bias")
-        self.q = build.linear("q_proj", width, self.heads * self.head_dim, bias=bias)
-        self.k = build.linear("k_proj", width, self.kv_heads * self.head_dim, bias=bias)
-        self.v = build.linear("v_proj", width, self.kv_heads * self.head_dim, bias=bias)
-        self.o = build.linear("o_proj", self.heads * self.head_dim, width, bias=out_bias)
+        self.q = build.linear("self_attn.q_proj", width, self.heads * self.head_dim, bias=bias)
+        self.k = build.linear("self_attn.k_proj", width, self.kv_heads * self.head_dim, bias=bias)
+        self.v = build.linear("self_attn.v_proj", width, self.kv_heads * self.head_dim, bias=bias)
+        self.o = build.linear("self_attn.o_proj", self.heads * self.head_dim, width, bias=out_bias)
         self.head_norms = None
         if c.flag("head_norms"):
             self.head_norms = (
-                build.parameter("q_norm.weight", self.head_dim),
-                build.parameter("k_norm.weight", self.head_dim),
+                build.parameter("self_attn.q_norm.weight", self.head_dim),
+                build.parameter("self_attn.k_norm.weight", self.head_dim),
             )
         self.softcap = bool(c.get("attn_logit_softcapping"))
         self.dropout = c.rate("attention_dropout")
@@ -68,11 +68,11 @@ class Attention:
 class GatedMlp:
     """down(act(gate(x)) * up(x))."""
 
-    def __init__(self, c: Config, build: Build) -> None:
-        width, inner, bias = c.count("hidden_size"), c.count("intermediate_size"), c.flag("mlp_bias")
-        self.gate = build.linear("gate_proj", width, inner, bias=bias)
-        self.up = build.linear("up_proj", width, inner, bias=bias)
-        self.down = build.linear("down_proj", inner, width, bias=bias)
+    def __init__(self, c: Config, build: Build, *, name: str = "mlp", inner_key: str = "intermediate_size") -> None:
+        width, inner, bias = c.count("hidden_size"), c.count(inner_key), c.flag("mlp_bias")
+        self.gate = build.linear(f"{name}.gate_proj", width, inner, bias=bias)
+        self.up = build.linear(f"{name}.up_proj", width, inner, bias=bias)
+        self.down = build.linear(f"{name}.down_proj", inner, width, bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
@@ -89,10 +89,14 @@ class Block:
     def __init__(self, c: Config, build: Build, index: int, *, norm: Norm = layers.rms_norm) -> None:
         self.norm = norm
         self.attention = Attention(c, build, index, norm=norm)
-        self.mlp = GatedMlp(c, build)
+        self.mlp = self.make_mlp(c, build, index)
         width = c.count("hidden_size")
         self.norm_in = build.parameter("input_layernorm.weight", width)
         self.norm_mid = build.parameter("post_attention_layernorm.weight", width)
+
+    def make_mlp(self, c: Config, build: Build, index: int) -> Callable[[Tensor], Tensor]:
+        """Make what follows attention."""
+        return GatedMlp(c, build)
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""

@@ -26,8 +26,8 @@ class Olmo2Attention(Attention):
 
     def __init__(self, c: Config, build: Build, index: int) -> None:
         super().__init__(c, build, index)
-        self.q_norm = build.parameter("q_norm.weight", self.heads * self.head_dim)
-        self.k_norm = build.parameter("k_norm.weight", self.kv_heads * self.head_dim)
+        self.q_norm = build.parameter("self_attn.q_norm.weight", self.heads * self.head_dim)
+        self.k_norm = build.parameter("self_attn.k_norm.weight", self.kv_heads * self.head_dim)
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make queries [B, H, T, E], keys and values [B, K, T, E]."""
@@ -71,6 +71,7 @@ class Olmo2Block:
 class Olmo2(Llama):
     """Llama with OLMo 2's blocks and norm."""
 
+    tasks = ("causal", "seq-cls")
     defaults: ClassVar = {
         "vocab_size": 50304,
         "hidden_size": 4096,

@@ -24,10 +24,10 @@ class Attention:
     def __init__(self, c: Config, build: Build, index: int) -> None:
         width, self.heads, self.index = c.count("hidden_size"), c.count("num_attention_heads"), index
         bias = c.flag("enable_bias")
-        self.k = build.linear("k_proj", width, width, bias=bias)
-        self.v = build.linear("v_proj", width, width, bias=bias)
-        self.q = build.linear("q_proj", width, width, bias=bias)
-        self.out = build.linear("out_proj", width, width, bias=bias)
+        self.k = build.linear("self_attn.k_proj", width, width, bias=bias)
+        self.v = build.linear("self_attn.v_proj", width, width, bias=bias)
+        self.q = build.linear("self_attn.q_proj", width, width, bias=bias)
+        self.out = build.linear("self_attn.out_proj", width, width, bias=bias)
         self.dropout = c.rate("attention_dropout")
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
@@ -87,6 +87,7 @@ class Block:
 class Opt(Decoder):
     """The recipe."""
 
+    tasks = ("causal", "seq-cls")
     defaults: ClassVar = {
         "vocab_size": 50272,
         "hidden_size": 768,
@@ -101,6 +102,7 @@ class Opt(Decoder):
         "layer_norm_elementwise_affine": True,
         "tie_word_embeddings": True,
     }
+    trunk = "model.decoder"
     project_in: Linear | None = None
     project_out: Linear | None = None
     final_norm: LayerNorm | None = None
@@ -116,7 +118,7 @@ class Opt(Decoder):
 
     def make_tokens(self, build: Build) -> Tensor:
         """Allocate the tokens' embeddings."""
-        return build.parameter("embed_tokens.weight", self.vocab, self.narrow)
+        return build.parameter(f"{self.tokens}.weight", self.vocab, self.narrow)
 
     def make_embeddings(self, c: Config, build: Build) -> None:
         """Allocate learned positions, the projections, and the final norm, which comes before the layers here."""

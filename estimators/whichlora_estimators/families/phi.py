@@ -33,17 +33,19 @@ class PhiAttention:
         width, self.head_dim, self.index = c.count("hidden_size"), head_width(c), index
         self.heads, self.kv_heads = c.count("num_attention_heads"), c.count("num_key_value_heads")
         bias = c.flag("attention_bias")
-        self.q = build.linear("q_proj", width, self.heads * self.head_dim, bias=bias)
-        self.k = build.linear("k_proj", width, self.kv_heads * self.head_dim, bias=bias)
-        self.v = build.linear("v_proj", width, self.kv_heads * self.head_dim, bias=bias)
-        self.o = build.linear(self.output_name, self.heads * self.head_dim, width, bias=c.flag("attention_out_bias"))
+        self.q = build.linear("self_attn.q_proj", width, self.heads * self.head_dim, bias=bias)
+        self.k = build.linear("self_attn.k_proj", width, self.kv_heads * self.head_dim, bias=bias)
+        self.v = build.linear("self_attn.v_proj", width, self.kv_heads * self.head_dim, bias=bias)
+        self.o = build.linear(
+            f"self_attn.{self.output_name}", self.heads * self.head_dim, width, bias=c.flag("attention_out_bias")
+        )
         self.rotated = rotary_columns(c)
         self.dropout = c.rate("attention_dropout")
         self.head_norms = self.make_head_norms(c, build) if c.flag("qk_layernorm") else None
 
     def make_head_norms(self, c: Config, build: Build) -> tuple[Norm, Norm]:
         """Allocate the norms of query and key heads: one for all heads."""
-        q, k = (LayerNorm(build, f"{name}_layernorm", self.head_dim) for name in "qk")
+        q, k = (LayerNorm(build, f"self_attn.{name}_layernorm", self.head_dim) for name in "qk")
         return (
             lambda x: ops.layer_norm_of_view(x, q.weight, q.bias),
             lambda x: ops.layer_norm_of_view(x, k.weight, k.bias),
@@ -88,8 +90,8 @@ class PlainMlp:
     def __init__(self, c: Config, build: Build, names: tuple[str, str], *, dropout: float = 0.0) -> None:
         width, inner, bias = c.count("hidden_size"), c.count("intermediate_size"), c.flag("mlp_bias")
         self.dropout = dropout
-        self.up = build.linear(names[0], width, inner, bias=bias)
-        self.down = build.linear(names[1], inner, width, bias=bias)
+        self.up = build.linear("mlp." + names[0], width, inner, bias=bias)
+        self.down = build.linear("mlp." + names[1], inner, width, bias=bias)
         self.activation = layers.find_activation(c.get("hidden_act"))
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ class Phi3Attention:
     def __init__(self, c: Config, build: Build, index: int) -> None:
         width, self.head_dim, self.index = c.count("hidden_size"), head_width(c), index
         self.heads, self.kv_heads = c.count("num_attention_heads"), c.count("num_key_value_heads")
-        self.o = build.linear("o_proj", self.heads * self.head_dim, width)
-        self.qkv = build.linear("qkv_proj", width, (self.heads + 2 * self.kv_heads) * self.head_dim)
+        self.o = build.linear("self_attn.o_proj", self.heads * self.head_dim, width)
+        self.qkv = build.linear("self_attn.qkv_proj", width, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.dropout = c.rate("attention_dropout")
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
@@ -63,8 +63,8 @@ class Phi3Mlp:
 
     def __init__(self, c: Config, build: Build) -> None:
         width, self.inner = c.count("hidden_size"), c.count("intermediate_size")
-        self.gate_up = build.linear("gate_up_proj", width, 2 * self.inner)
-        self.down = build.linear("down_proj", self.inner, width)
+        self.gate_up = build.linear("mlp.gate_up_proj", width, 2 * self.inner)
+        self.down = build.linear("mlp.down_proj", self.inner, width)
         self.activation = layers.find_activation(c.get("hidden_act"))
 
     def __call__(self, x: Tensor) -> Tensor:

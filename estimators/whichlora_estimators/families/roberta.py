@@ -8,7 +8,8 @@ from .. import ops
 from ..layers import Build, plain_linear
 from ..tape import BOOL, INT32, INT64, Tensor
 from .base import Config, family
-from .bert import Bert, Encoder, Head, classifier_dropout, first_token, label_count, weights_of
+from .bert import Bert, Encoder, Head, WordHead, classifier_dropout, first_token
+from .classifiers import label_count
 
 
 class RobertaSentenceHead(Head):
@@ -18,7 +19,6 @@ class RobertaSentenceHead(Head):
         width = c.count("hidden_size")
         self.dense = plain_linear(build, "classifier.dense", width, width, bias=True)
         self.out = plain_linear(build, "classifier.out_proj", width, label_count(c), bias=True)
-        self.weights = [*weights_of(self.dense), *weights_of(self.out)]
         self.dropout = classifier_dropout(c)
 
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,11 +34,19 @@ class RobertaSentenceHead(Head):
         return self.out(x)
 
 
+class RobertaWordHead(WordHead):
+    """BERT's under other names."""
+
+    names = ("lm_head", "dense", "layer_norm")
+
+
 @family("roberta")
 class Roberta(Encoder):
     """The recipe."""
 
     defaults: ClassVar = {**Bert.defaults, "vocab_size": 50265}
+    trunk = "roberta"
+    word_head = RobertaWordHead
 
     def sentence_head(self, c: Config, build: Build) -> Head:
         """Make the head that classifies sentences."""

@@ -32,8 +32,8 @@ class StableLmAttention(PhiAttention):
 
     def make_head_norms(self, c: Config, build: Build) -> tuple[Norm, Norm]:
         """Allocate the norms of query and key heads."""
-        q = HeadNorms(build, "q_layernorm", self.heads, self.head_dim)
-        return q, HeadNorms(build, "k_layernorm", self.kv_heads, self.head_dim)
+        q = HeadNorms(build, "self_attn.q_layernorm", self.heads, self.head_dim)
+        return q, HeadNorms(build, "self_attn.k_layernorm", self.kv_heads, self.head_dim)
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make queries [B, H, T, E], keys and values [B, K, T, E]: all projections before any is seen as heads."""
@@ -70,6 +70,7 @@ class StableLmBlock:
 class StableLm(RotaryDecoder):
     """Llama's frame with layer norms."""
 
+    token_dropout = 0.0
     defaults: ClassVar = {
         "vocab_size": 50304,
         "hidden_size": 2560,

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from .. import attention, layers, ops
 from ..errors import Unsupported
-from ..layers import Build, Linear, plain_linear, token_ids
+from ..layers import Build, token_ids
 from ..tape import BOOL, FP16, FP32, INT64, LOGITS_AND_LOSS, Dtype, Tensor
 from ..workload import Workload
 from .base import Cache, Config, Context, InputLeaf, Model, family, with_input_grad
@@ -23,8 +23,8 @@ from .base import Cache, Config, Context, InputLeaf, Model, family, with_input_g
 class Norm:
     """x / rms(x) * weight, the root mean square in fp32."""
 
-    def __init__(self, c: Config, build: Build) -> None:
-        self.weight = build.parameter("layer_norm.weight", c.count("d_model"))
+    def __init__(self, c: Config, build: Build, name: str) -> None:
+        self.weight = build.parameter(f"{name}.weight", c.count("d_model"))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last dimension; the result has the weight's dtype."""
@@ -37,11 +37,10 @@ class Norm:
 
 @dataclass(slots=True, kw_only=True)
 class Biases:
-    """What the layers of a stack share: masks, and the biases that its first layer makes."""
+    """What the layers of a stack share: masks."""
 
     mask: Tensor | None
     cross_mask: Tensor | None = None
-    states: Tensor | None = None
 
 
 class Attention:
@@ -60,9 +59,7 @@ class Attention:
         width, self.heads, self.cached_as = c.count("d_model"), c.count("num_heads"), cached_as
         inner = self.heads * c.count("d_kv")
         self.causal, self.bidirectional, self.dropout = causal, bidirectional, c.rate("dropout_rate")
-        self.q = build.linear("q", width, inner)
-        self.k = build.linear("k", width, inner)
-        self.v = build.linear("v", width, inner)
+        self.q, self.k, self.v = (build.linear(name, width, inner) for name in "qkv")
         self.o = build.linear("o", inner, width)
         buckets = c.count("relative_attention_num_buckets")
         self.table = build.parameter("relative_attention_bias.weight", buckets, self.heads) if first else None
@@ -190,7 +187,7 @@ class Mlp:
         self.act = layers.find_activation("gelu_new" if kind == "gated-gelu" else kind.rsplit("-", 1)[-1])
         self.widen = build.linear("wi_0" if self.gated else "wi", width, inner)
         self.gate = build.linear("wi_1", width, inner) if self.gated else None
-        self.project = _kept_linear(build, "wo", inner, width)
+        self.project = build.kept_linear("wo", inner, width)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
@@ -208,35 +205,38 @@ class Mlp:
         return x  # noqa: RET504 - what the projection read dies here, not with its call
 
 
-def _kept_linear(build: Build, name: str, n_in: int, n_out: int) -> Linear:
-    """Make a layer that loading never quantizes."""
-    layer = plain_linear(build, name, n_in, n_out, bias=False)
-    build.linears.append(layer)
-    return layer
-
-
 class Block:
     """Self-attention, cross-attention in a decoder, MLP: each behind a norm, with dropout and a residual."""
 
     def __init__(self, c: Config, build: Build, index: int, *, decoder: bool) -> None:
         self.decoder, self.dropout = decoder, c.rate("dropout_rate")
         cached_as = 2 * index if decoder else None
-        self.attention = Attention(
-            c, build, first=index == 0, causal=decoder, bidirectional=not decoder, cached_as=cached_as
-        )
-        self.attention_norm = Norm(c, build)
-        self.cross = Attention(c, build, first=False, cached_as=2 * index + 1) if decoder else None
-        self.cross_norm = Norm(c, build) if decoder else None
-        self.mlp = Mlp(c, build)
-        self.mlp_norm = Norm(c, build)
+        with build.inside("0.SelfAttention"):
+            self.attention = Attention(
+                c, build, first=index == 0, causal=decoder, bidirectional=not decoder, cached_as=cached_as
+            )
+        self.attention_norm = Norm(c, build, "0.layer_norm")
+        with build.inside("1.EncDecAttention"):
+            self.cross = Attention(c, build, first=False, cached_as=2 * index + 1) if decoder else None
+        self.cross_norm = Norm(c, build, "1.layer_norm") if decoder else None
+        last = 2 if decoder else 1
+        with build.inside(f"{last}.DenseReluDense"):
+            self.mlp = Mlp(c, build)
+        self.mlp_norm = Norm(c, build, f"{last}.layer_norm")
 
     def __call__(
-        self, x: Tensor, shared: Biases, bias: Tensor | None, cross_bias: Tensor | None, context: Context
+        self,
+        x: Tensor,
+        states: Tensor | None,
+        shared: Biases,
+        bias: Tensor | None,
+        cross_bias: Tensor | None,
+        context: Context,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Map [B, T, D] to [B, T, D]; the biases go out too."""
+        """Map [B, T, D], and the encoder's [B, S, D], to [B, T, D]; the biases go out too."""
         x, bias, weights = self._attended(x, shared.mask, bias, context)
-        if self.cross is not None and shared.states is not None:
-            x, cross_bias, weights = self._crossed(x, shared, cross_bias, context)
+        if self.cross is not None and states is not None:
+            x, cross_bias, weights = self._crossed(x, states, shared.cross_mask, cross_bias, context)
         x = self._fed(x)
         del weights  # held to the end, as in the real one
         return x, bias, cross_bias
@@ -250,13 +250,12 @@ class Block:
         return out, bias, weights
 
     def _crossed(
-        self, x: Tensor, shared: Biases, bias: Tensor | None, context: Context
+        self, x: Tensor, states: Tensor, mask: Tensor | None, bias: Tensor | None, context: Context
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         assert self.cross is not None
         assert self.cross_norm is not None
-        assert shared.states is not None
         normed = self.cross_norm(x)
-        out, bias, weights = self.cross(normed, shared.states, shared.cross_mask, bias, context)
+        out, bias, weights = self.cross(normed, states, mask, bias, context)
         summed = ops.add(x, ops.dropout(out, self.dropout))
         return summed, bias, weights
 
@@ -273,8 +272,12 @@ class Stack:
         self.embed, self.name, self.dropout = embedding, "decoder" if decoder else "encoder", c.rate("dropout_rate")
         #: An embedding of its own, which tying replaces.
         self.replaced: Tensor | None = build.place(embedding.shape, embedding.dtype)
-        self.blocks = [Block(c, build, index, decoder=decoder) for index in range(count)]
-        self.norm = Norm(c, build)
+        self.blocks = [self._block(c, build, index, decoder=decoder) for index in range(count)]
+        self.norm = Norm(c, build, f"{self.name}.final_layer_norm")
+
+    def _block(self, c: Config, build: Build, index: int, *, decoder: bool) -> Block:
+        with build.inside(f"{self.name}.block.{index}.layer"):
+            return Block(c, build, index, decoder=decoder)
 
     def __call__(self, ids: Tensor, context: Context, states: Tensor | None = None) -> Tensor:
         """Map ids [B, T], and the encoder's states [B, S, D], to [B, T, D]."""
@@ -286,7 +289,7 @@ class Stack:
         cross_bias: Tensor | None = None
         for index, block in enumerate(self.blocks):
             tape.mark(f"{self.name} layer {index}")
-            run = partial(block, x, shared, bias, cross_bias, context)
+            run = partial(block, x, states, shared, bias, cross_bias, context)
             x, bias, cross_bias = tape.checkpoint(run) if context.checkpointing else run()
             del run
         tape.mark(f"{self.name} final")
@@ -301,9 +304,7 @@ class Stack:
             mask = _bidirectional_mask(x, batch, tokens, tokens, context)
             return Biases(mask=mask)
         mask = attention.causal_mask(x, batch=batch, queries=tokens, keys=tokens, padded=False, kind=context.attention)
-        return Biases(
-            mask=mask, cross_mask=_bidirectional_mask(x, batch, tokens, states.shape[1], context), states=states
-        )
+        return Biases(mask=mask, cross_mask=_bidirectional_mask(x, batch, tokens, states.shape[1], context))
 
 
 def _bidirectional_mask(x: Tensor, batch: int, queries: int, keys: int, context: Context) -> Tensor | None:

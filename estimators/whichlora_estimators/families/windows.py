@@ -79,12 +79,17 @@ class WindowedDecoder(RotaryDecoder):
             return None
         window = min(self.windows.values())
         batch, tokens = ids.shape
-        past = context.cache.length if context.cache is not None else 0
-        keys = (past if context.cache is not None and context.cache.plain else min(past, window - 1)) + tokens
-        if context.cache is None and not context.padded:
-            attention.search_packed(x, batch, tokens)
+        keys, fixed = context.keys(tokens, window), context.cache is not None and context.cache.fixed
+        packed = context.cache is None and not context.padded and attention.searches_packed(x, batch, tokens)
         return attention.windowed_mask(
-            x, batch=batch, queries=tokens, keys=keys, window=window, padded=context.padded, kind=context.attention
+            x,
+            batch=batch,
+            queries=tokens,
+            keys=keys,
+            window=window,
+            padded=context.padded,
+            kind=context.attention,
+            needed=packed or (fixed and tokens == 1),
         )
 
 

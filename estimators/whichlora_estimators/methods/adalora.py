@@ -16,7 +16,8 @@ from ..families.base import Model
 from ..layers import Build, Linear
 from ..tape import FP32, Tensor
 from ..workload import Workload
-from .base import Method, adapted_linears, adapter_dtype, check_rank, method, trained, upcast
+from .base import Method, adapter_dtype, check_rank, method, trained, upcast
+from .targets import adapted_linears
 
 #: What PEFT adapts by default, by model_type, where that differs from LoRA (peft/utils/constants.py).
 _TARGETS: Mapping[str, tuple[str, ...]] = {

@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 from ..errors import BadValue
 from ..families.base import Model
 from ..layers import Build, Linear
+from ..stack import FP32_ADAPTERS
 from ..tape import FP32, Dtype, Leaf, Tensor
 from ..workload import Workload
 
@@ -28,6 +29,10 @@ class Method(ABC):
     allows_checkpointing: ClassVar[bool] = True
     #: Whether the rank of the workload means something.
     has_rank: ClassVar[bool] = True
+    #: Whether PEFT lets biases of the model train beside the adapters.
+    has_bias: ClassVar[bool] = True
+    #: Whether layers may differ in rank.
+    has_rank_pattern: ClassVar[bool] = False
 
     @abstractmethod
     def adapt(self, model: Model, workload: Workload) -> None:
@@ -42,32 +47,10 @@ def method(cls: C) -> C:
     return cls
 
 
-def adapted_linears(model: Model, workload: Workload, *, default: tuple[str, ...] | None = None) -> list[Linear]:
-    """Return the layers that the workload's targets name: by the last part of their names, or all of them.
-
-    `default` is what PEFT adapts where none are named, if that differs from LoRA's.
-    """
-    targets = workload.targets
-    if targets == "all-linear":
-        return list(model.build.linears)
-    if targets is None:
-        targets = model.default_targets if default is None else default
-    if not targets:
-        todo = 'Name the layers to adapt, or give "all-linear".'
-        raise BadValue("PEFT has no default target modules for this model", value=workload.model, todo=todo)
-    wanted = set(targets)
-    known = {layer.name for layer in model.build.linears}
-    missing = sorted(wanted - known)
-    if missing:
-        todo = f"Linear layers of this model: {', '.join(sorted(known))}."
-        raise BadValue("the model has no linear layer with this target name", value=missing[0], todo=todo)
-    return [layer for layer in model.build.linears if layer.name in wanted]
-
-
 def check_rank(layer: Linear, rank: int) -> None:
     """Refuse a rank above the smaller side of a layer: such an adapter has more parameters than what it replaces."""
     widest = min(layer.in_features, layer.out_features)
-    if rank > widest:
+    if rank > widest > 1:  # a gate of one output is no mistake: all linear layers may include one
         todo = f"{layer.name} is {layer.out_features} x {layer.in_features}: choose a rank up to {widest}."
         raise BadValue("rank above the layer's width", value=rank, todo=todo)
 
@@ -91,6 +74,8 @@ def upcast(build: Build) -> Iterator[None]:
     """Convert the 16-bit parameters that are added inside to fp32, one by one (tuners_utils.py, cast_adapter_dtype)."""
     before = len(build.parameters)
     yield
+    if not build.tape.stack.does(FP32_ADAPTERS):
+        return
     with build.tape.tagged("adapters"):
         for parameter in build.parameters[before:]:
             tensor = parameter.tensor

@@ -15,6 +15,7 @@ class Full(Method):
     summary = "every weight trains"
     trains_base = True
     has_rank = False
+    has_bias = False
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Add nothing."""

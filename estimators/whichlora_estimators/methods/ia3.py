@@ -1,7 +1,7 @@
 """(IA)³ as PEFT runs it (peft/tuners/ia3/layer.py, bnb.py; utils/constants.py; read in 0.21).
 
 One vector a layer: keys and values (as PEFT's defaults have it) are scaled behind the layer, the last layer of the MLP
-before it. PEFT's own targets are taken: a workload names none.
+before it. Where a workload names no layers, and for all linear ones, PEFT's own targets are taken.
 
 # N output width, K input width
 """
@@ -11,20 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .. import ops
-from ..errors import Unsupported
+from ..errors import BadValue
 from ..families.base import Model
 from ..layers import Build, Linear
 from ..tape import FP32, Tensor
 from ..workload import Workload
 from .base import Method, adapter_dtype, method, trained, upcast
+from .targets import adapted_linears
 
 #: What PEFT adapts by model_type, and which of it is scaled on the way in.
 TARGETS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "bloom": (("query_key_value", "dense_4h_to_h"), "dense_4h_to_h"),
+    "bert": (("key", "value", "output.dense"), "output.dense"),
+    "bloom": (("query_key_value", "mlp.dense_4h_to_h"), "mlp.dense_4h_to_h"),
     "falcon": (("query_key_value", "dense_4h_to_h"), "dense_4h_to_h"),
     "gemma": (("q_proj", "v_proj", "down_proj"), "down_proj"),
     "gemma2": (("q_proj", "v_proj", "down_proj"), "down_proj"),
     "gemma3_text": (("q_proj", "v_proj", "down_proj"), "down_proj"),
+    "gpt2": (("c_attn", "mlp.c_proj"), "mlp.c_proj"),
     "gpt_neox": (("query_key_value", "dense_4h_to_h"), "dense_4h_to_h"),
     "llama": (("k_proj", "v_proj", "down_proj"), "down_proj"),
     "mistral": (("k_proj", "v_proj", "down_proj"), "down_proj"),
@@ -33,6 +36,7 @@ TARGETS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "phi": (("q_proj", "v_proj", "fc2"), "fc2"),
     "qwen2": (("q_proj", "v_proj", "down_proj"), "down_proj"),
     "qwen3": (("q_proj", "v_proj", "down_proj"), "down_proj"),
+    "roberta": (("key", "value", "output.dense"), "output.dense"),
     "t5": (("k", "v", "wo"), "wo"),
 }
 
@@ -79,18 +83,18 @@ class Ia3(Method):
     name = "ia3"
     summary = "learned scales of keys, values and MLP (Liu et al. 2022), at PEFT's default layers"
     has_rank = False
+    has_bias = False
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each of PEFT's default targets a vector."""
         kind = str(model.config.get("model_type"))
-        if isinstance(workload.targets, tuple):
-            todo = "Name no targets: PEFT's defaults are taken."
-            raise Unsupported("(IA)³ at chosen layers", value=", ".join(workload.targets), todo=todo)
         if kind not in TARGETS:
-            todo = f"(IA)³ is predicted for: {', '.join(sorted(TARGETS))}."
-            raise Unsupported("(IA)³ for this architecture", value=kind, todo=todo)
+            todo = f"PEFT knows no feed-forward layers of others than: {', '.join(sorted(TARGETS))}."
+            raise BadValue("(IA)³ for this architecture", value=kind, todo=todo)
         names, feedforward = TARGETS[kind]
+        if workload.targets == "all-linear":
+            workload = workload.with_(targets=names)
         with upcast(model.build):
-            for layer in model.build.linears:
-                if layer.name in names:
-                    layer.adapter = Ia3Linear(layer, model.build, feedforward=layer.name == feedforward)
+            for layer in adapted_linears(model, workload, default=names):
+                scales_input = bool(feedforward) and layer.name.endswith(feedforward)
+                layer.adapter = Ia3Linear(layer, model.build, feedforward=scales_input)

@@ -11,18 +11,23 @@ from __future__ import annotations
 from .. import ops, products
 from ..families.base import Model
 from ..layers import Build, Linear
+from ..stack import DORA_REUSES_RESULT, FP32_ADAPTERS
 from ..tape import FP16, FP32, Dtype, Tensor
 from ..workload import Workload
-from .base import Method, adapted_linears, adapter_dtype, check_rank, method, trained, upcast
+from .base import Method, adapter_dtype, check_rank, method, trained, upcast
+from .stacks import LoraStack, lora_targets
+from .targets import rank_of
 
 
 class LoraLinear:
     """base(x) + B(A(dropout(x))) * scaling."""
 
     def __init__(self, layer: Linear, build: Build, workload: Workload, *, freeze_a: bool = False) -> None:
-        check_rank(layer, workload.rank)
-        self.layer, self.dropout = layer, workload.dropout
-        dtype, rank = adapter_dtype(layer), workload.rank
+        rank = rank_of(layer, workload)
+        check_rank(layer, rank)
+        self.layer, self.dropout, dtype = layer, workload.dropout, adapter_dtype(layer)
+        if layer.quantized and not build.tape.stack.does(FP32_ADAPTERS):
+            dtype = FP32
         self.a = trained(build, f"{layer.name}.lora_A", rank, layer.in_features, dtype=dtype, frozen=freeze_a)
         self.b = trained(build, f"{layer.name}.lora_B", layer.out_features, rank, dtype=dtype)
 
@@ -82,7 +87,7 @@ class DoraLinear(LoraLinear):
     def combined(self, result: Tensor, x: Tensor) -> Tensor:
         """Add DoRA's correction to the layer's result."""
         base_result: Tensor | None = result
-        if self.dropout:
+        if self.dropout or not x.tape.stack.does(DORA_REUSES_RESULT):
             x, base_result = ops.dropout(x, self.dropout), None
         return ops.add(result, self._corrected(x, base_result))
 
@@ -123,18 +128,26 @@ class DoraLinear(LoraLinear):
         return weight.tape.new((self.layer.out_features,), weight.dtype)
 
 
+def _adapt(model: Model, workload: Workload, *, freeze_a: bool = False) -> None:
+    linears, stacks = lora_targets(model, workload)
+    with upcast(model.build):
+        for layer in linears:
+            layer.adapter = LoraLinear(layer, model.build, workload, freeze_a=freeze_a)
+        for stack, rank in stacks:
+            stack.adapter = LoraStack(stack, model.build, rank, freeze_a=freeze_a)
+
+
 @method
 class Lora(Method):
     """Low-rank adapters beside frozen linear layers."""
 
     name = "lora"
     summary = "low-rank adapters beside frozen linear layers (Hu et al. 2021)"
+    has_rank_pattern = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter."""
-        with upcast(model.build):
-            for layer in adapted_linears(model, workload):
-                layer.adapter = LoraLinear(layer, model.build, workload)
+        _adapt(model, workload)
 
 
 @method
@@ -151,12 +164,11 @@ class LoraFa(Method):
 
     name = "lora-fa"
     summary = "LoRA with every A frozen (Zhang et al. 2023)"
+    has_rank_pattern = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter whose A takes no gradient, so that the layer's input is not kept for it."""
-        with upcast(model.build):
-            for layer in adapted_linears(model, workload):
-                layer.adapter = LoraLinear(layer, model.build, workload, freeze_a=True)
+        _adapt(model, workload, freeze_a=True)
 
 
 @method
@@ -165,9 +177,10 @@ class Dora(Method):
 
     name = "dora"
     summary = "LoRA with a trained magnitude per output (Liu et al. 2024)"
+    has_rank_pattern = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target a DoRA adapter."""
         with upcast(model.build):
-            for layer in adapted_linears(model, workload):
+            for layer in lora_targets(model, workload)[0]:
                 layer.adapter = DoraLinear(layer, model.build, workload)

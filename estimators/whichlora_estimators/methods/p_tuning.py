@@ -47,6 +47,7 @@ class PTuning(Method):
     name = "p-tuning"
     summary = f"{VIRTUAL_TOKENS} learned tokens, through an MLP (Liu et al. 2021)"
     has_rank = False
+    has_bias = False
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Make the table and the MLP."""

@@ -100,6 +100,7 @@ class PrefixTuning(Method):
     name = "prefix-tuning"
     summary = f"learned keys and values of {VIRTUAL_TOKENS} tokens in every layer (Li & Liang 2021)"
     has_rank = False
+    has_bias = False
     allows_checkpointing = False
 
     def adapt(self, model: Model, workload: Workload) -> None:

@@ -29,6 +29,7 @@ class PromptTuning(Method):
     name = "prompt-tuning"
     summary = f"{VIRTUAL_TOKENS} learned tokens before the input (Lester et al. 2021)"
     has_rank = False
+    has_bias = False
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Make the table."""

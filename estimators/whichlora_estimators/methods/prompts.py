@@ -20,9 +20,9 @@ VIRTUAL_TOKENS = 20
 
 def decoder_of(model: Model, method: str) -> Decoder:
     """Return the model as one that virtual tokens are predicted for; Unsupported otherwise."""
-    if not isinstance(model, Decoder):
+    if not isinstance(model, Decoder) or model.build.task != "causal":
         todo = "Choose a method that adapts linear layers, LoRA say."
-        raise Unsupported(f"{method} of models that are no causal decoders", value=type(model).__name__, todo=todo)
+        raise Unsupported(f"{method} of models other than causal decoders", value=type(model).__name__, todo=todo)
     return model
 
 

@@ -12,7 +12,8 @@ from ..families.base import Model
 from ..layers import Build, Linear
 from ..tape import Dtype, Tensor
 from ..workload import Workload
-from .base import Method, adapted_linears, adapter_dtype, method, trained, upcast
+from .base import Method, adapter_dtype, method, trained, upcast
+from .targets import adapted_linears
 
 
 class Projections:

@@ -1,0 +1,144 @@
+"""Which layers a workload adapts, with which rank, and what trains whole beside them, as PEFT reads its own settings.
+
+States check_target_module_exists and _mark_only_adapters_as_trainable (peft/tuners/tuners_utils.py), get_pattern_key and
+_set_trainable (peft/utils/other.py); read in 0.21.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..errors import BadValue, Unsupported
+from ..families.base import Model
+from ..layers import Build, Linear, Parameter
+from ..tape import Leaf
+from ..workload import Workload
+from .base import Method
+
+#: What PEFT saves whole of every model that classifies.
+CLASSIFIERS = ("classifier", "score")
+
+
+def adapted_linears(model: Model, workload: Workload, *, default: tuple[str, ...] | None = None) -> list[Linear]:
+    """Return the layers that the workload's targets name; output heads only where they are named.
+
+    `default` is what PEFT adapts where none are named, if that differs from LoRA's. Raises BadValue where no layer is
+    meant: names that no layer has are passed over as long as another one is found, as PEFT does.
+    """
+    build, targets = model.build, workload.targets
+    if targets is None:
+        targets = model.default_targets if default is None else default
+        if not targets:
+            todo = 'Name the layers to adapt, or give "all-linear".'
+            raise BadValue("PEFT has no default target modules for this model", value=workload.model, todo=todo)
+    layers = build.linears if targets == "all-linear" else [*build.linears, *build.heads]
+    saved = saved_modules(workload)
+    found = [layer for layer in layers if is_target(layer.name, targets) and not _is_part(layer.name, saved)]
+    if not found:
+        known = sorted({layer.name.rpartition(".")[2] for layer in layers})
+        shown = targets if isinstance(targets, str) else ", ".join(targets)
+        todo = f"Linear layers of this model: {', '.join(known)}."
+        raise BadValue("the model has no linear layer with this target name", value=shown, todo=todo)
+    return found
+
+
+def is_target(name: str, targets: str | Iterable[str]) -> bool:
+    """Say whether a module is meant: by the end of its name, or by one pattern for all of it."""
+    if targets == "all-linear":
+        return True
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def rank_of(layer: Linear, workload: Workload) -> int:
+    """Return a layer's rank: that of the first pattern that matches the end of its name, else that of all layers."""
+    patterns: Mapping[str, int] = workload.rank_pattern
+    found = (rank for pattern, rank in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer.name))
+    return next(found, workload.rank)
+
+
+def saved_modules(workload: Workload) -> tuple[str, ...]:
+    """Return the modules that train whole: those named, and the classifier of a classification."""
+    return (*workload.modules_to_save, *(CLASSIFIERS if workload.task in ("seq-cls", "token-cls") else ()))
+
+
+def _is_part(name: str, modules: Sequence[str]) -> bool:
+    return any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in modules)
+
+
+def check_options(method: Method, workload: Workload) -> None:
+    """Refuse settings of adapters that PEFT's configuration of the method does not have. Raises Unsupported."""
+    refused = {
+        "bias": workload.bias != "none" and not method.has_bias,
+        "rank_pattern": bool(workload.rank_pattern) and not method.has_rank_pattern,
+        "modules_to_save": bool(workload.modules_to_save) and method.trains_base,
+    }
+    if workload.task == "token-cls" and workload.targets == "all-linear" and method.has_bias:
+        todo = "Name the layers to adapt: PEFT counts the classifier, which it saves whole, among all linear ones."
+        raise Unsupported("all linear layers of a token classification", value=workload.targets, todo=todo)
+    for name in [name for name, meant in refused.items() if meant]:
+        todo = f"Leave {name} out, or choose a method that has it, LoRA say."
+        raise Unsupported(f"{name} of {method.name}", value=getattr(workload, name), todo=todo)
+
+
+def train_biases(build: Build, kind: str) -> None:
+    """Let biases train: none, all that the model has, or those of adapted layers."""
+    if kind == "none":
+        return
+    adapted = [layer for layer in (*build.linears, *build.heads) if layer.adapter is not None]
+    of_adapted = {id(layer.bias) for layer in adapted if layer.bias is not None}
+    for parameter in build.parameters:
+        tensor = parameter.tensor
+        if parameter.name.endswith(".bias") and (kind == "all" or id(tensor) in of_adapted):
+            tensor.node = Leaf()
+
+
+def save_modules(model: Model, workload: Workload) -> None:
+    """Replace what PEFT saves whole by copies that train; the originals stay where they are.
+
+    Raises BadValue where a name that the workload gives means nothing.
+    """
+    build, names = model.build, saved_modules(workload)
+    for name in workload.modules_to_save:
+        if not any(_saves(parameter.name, [name]) for parameter in build.parameters) and not _tied_head(model, [name]):
+            modules = sorted({parameter.name.rpartition(".")[0] for parameter in build.parameters})
+            raise BadValue("the model has no module to save of this name", value=name, todo=f"Known: {modules[-3:]} …")
+    saved = [parameter for parameter in build.parameters if _saves(parameter.name, names)]
+    head = _tied_head(model, names)
+    with build.tape.tagged("adapters"):
+        if head is not None:
+            assert head.weight is not None
+            copied = build.tape.new(head.weight.shape, head.weight.dtype)
+            copied.node, head.weight = Leaf(), copied
+            build.add(f"{head.name}.weight", copied)
+        for parameter in saved:
+            _copy(build, parameter)
+
+
+def _saves(parameter: str, modules: Iterable[str]) -> bool:
+    """Say whether a parameter is of a module, or of one inside of it, whose name ends so."""
+    owners = parameter.split(".")[:-1]
+    paths = (".".join(owners[: count + 1]) for count in range(len(owners)))
+    return any(path.endswith(module) for path in paths for module in modules)
+
+
+def _tied_head(model: Model, names: Iterable[str]) -> Linear | None:
+    """Return the head that is saved though its weight is the embedding's."""
+    own = {parameter.name for parameter in model.build.parameters}
+    for head in model.build.heads:
+        if f"{head.name}.weight" not in own and _saves(f"{head.name}.weight", names):
+            return head
+    return None
+
+
+def _copy(build: Build, parameter: Parameter) -> None:
+    """Train a copy; a head that shares the original goes on with that."""
+    tensor = parameter.tensor
+    original = tensor.detach()
+    for head in build.heads:
+        if head.weight is tensor and f"{head.name}.weight" != parameter.name:
+            head.weight = original
+    build.originals.append(original)
+    tensor.storage, tensor.node = build.tape.new(tensor.shape, tensor.dtype).storage, Leaf()
