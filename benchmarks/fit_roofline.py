@@ -29,6 +29,7 @@ import numpy.typing as npt
 from benchmarks.roofline_cases import MODELS, Case, liger_cases, published_cases, vidur_cases
 from whichlora_estimators.roofline import Roofline, RooflineConstants
 from whichlora_estimators.tape import Kernel
+from whichlora_estimators.tensor import WAITS
 
 TARGET = Path(__file__).parent.parent / "estimators/whichlora_estimators/data/roofline.json"
 Array = npt.NDArray[np.float64]
@@ -43,13 +44,15 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
     "tile_overhead": (1.0, 16.0, 5.0),
     "wave_rounding": (0.05, 1.0, 0.3),
     "product_bandwidth_share": (0.5, 0.95, 0.8),
+    "vector_bandwidth_share": (0.15, 0.95, 0.5),
     "product_start_s": (1e-6, 1e-5, 5e-6),
     "pointwise_bandwidth_share": (0.4, 0.95, 0.7),
     "pointwise_floor_s": (1e-6, 5e-6, 2e-6),
     "cached_share": (0.1, 1.0, 0.4),
     "cache_speedup": (1.2, 6.0, 2.0),
+    "recording_host_ratio": (1.0, 2.0, 1.35),
 }
-#: Every host gets its own time per launch; the one that ships is their geometric mean.
+#: Every host gets its own time per launch; those that ship are the medians over runs, of servers and of desktops.
 HOST_BOUNDS = (3e-6, 4e-5, 1.3e-5)
 #: A host's time per launch is known where it decides at least this share of a step.
 SHARE_THAT_TELLS = 0.1
@@ -64,17 +67,32 @@ EVERY_VIDUR = 43
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Constants with the geometric mean of the hosts' times, and the hosts."""
+    """Constants with the median of the hosts' times, and the hosts."""
 
     constants: RooflineConstants
     hosts: dict[str, float]
 
-    def known_hosts(self, compiled: Compiled) -> dict[str, float]:
-        """Return the hosts whose launches decide enough of the time of some step to be known."""
+    def telling_cases(self, compiled: Compiled) -> Counter[str]:
+        """Count the cases, by host, of whose time the host's launches decide enough to be known."""
         idle = Fit(constants=self.constants, hosts=dict.fromkeys(self.hosts, 0.0))
         gains = compiled.log_errors(self) - compiled.log_errors(idle)
-        telling = {case.host for case, gain in zip(compiled.cases, gains, strict=True) if gain > SHARE_THAT_TELLS}
-        return {host: seconds for host, seconds in self.hosts.items() if host in telling}
+        return Counter(c.host for c, gain in zip(compiled.cases, gains, strict=True) if gain > SHARE_THAT_TELLS)
+
+    def settled(self, compiled: Compiled) -> Fit:
+        """Return the fit with the hosts that are known, and their medians among the constants."""
+        telling = self.telling_cases(compiled)
+        desktops = {case.host for case in compiled.cases if case.gpu.segment == "consumer"}
+        seconds = {host: self.hosts[host] for host in telling}
+        server_s = _median({h: s for h, s in seconds.items() if h not in desktops}, telling) or HOST_BOUNDS[2]
+        desktop_s = _median({h: s for h, s in seconds.items() if h in desktops}, telling) or server_s
+        constants = replace(self.constants, host_s_per_launch=server_s, desktop_host_s_per_launch=desktop_s)
+        return Fit(constants=constants, hosts=seconds)
+
+
+def _median(seconds: Mapping[str, float], weights: Mapping[str, int]) -> float:
+    """Return the median over cases, 0 without any."""
+    values = sorted(value for host, value in seconds.items() for _ in range(weights[host]))
+    return values[len(values) // 2] if values else 0.0
 
 
 class Compiled:
@@ -84,7 +102,8 @@ class Compiled:
         self.cases = cases
         self.gpus = {case.gpu.slug: case.gpu for case in cases}
         self.distinct: dict[tuple[str, Kernel], int] = {}
-        self.parts = [[(n, np.array([self._number(c, k) for k in ks])) for n, ks in c.parts] for c in cases]
+        self.parts = [[(n, Lane(self._numbers(c, ks), ks)) for n, ks in c.parts] for c in cases]
+        self.durations: dict[RooflineConstants, Array] = {}
         self.logs = np.log([case.measured_s for case in cases])
         groups = Counter((case.source, case.gpu.slug) for case in cases)
         steps = {(case.source, case.gpu.slug) for case in cases if not case.on_device}
@@ -93,17 +112,27 @@ class Compiled:
         keys = [(case.source, case.gpu.slug) for case in cases]
         self.weights = np.array([share[key in steps] / groups[key] for key in keys])
 
-    def _number(self, case: Case, kernel: Kernel) -> int:
-        return self.distinct.setdefault((case.gpu.slug, kernel), len(self.distinct))
+    def _numbers(self, case: Case, kernels: Sequence[Kernel]) -> list[int]:
+        return [self.distinct.setdefault((case.gpu.slug, kernel), len(self.distinct)) for kernel in kernels]
+
+    def durations_s(self, constants: RooflineConstants) -> Array:
+        """Return the seconds of the distinct kernels; those of the last constants are remembered."""
+        hostless = replace(constants, host_s_per_launch=0, desktop_host_s_per_launch=0, recording_host_ratio=1)
+        if hostless not in self.durations:
+            rooflines = {slug: Roofline(gpu, constants) for slug, gpu in self.gpus.items()}
+            seconds = np.array([rooflines[slug].kernel_s(kernel) for slug, kernel in self.distinct])
+            self.durations = {hostless: seconds}
+        return self.durations[hostless]
 
     def log_errors(self, found: Fit) -> Array:
         """Return log(predicted / measured) of every case; a host that is not among the fit's has its mean."""
-        rooflines = {slug: Roofline(gpu, found.constants) for slug, gpu in self.gpus.items()}
-        durations = np.array([rooflines[slug].kernel_s(kernel) for slug, kernel in self.distinct])
+        constants, durations = found.constants, self.durations_s(found.constants)
         predicted = []
         for case, parts in zip(self.cases, self.parts, strict=True):
-            host_s = 0.0 if case.on_device else found.hosts.get(case.host, found.constants.host_s_per_launch)
-            predicted.append(sum(count * _lanes_s(durations[numbers], host_s) for count, numbers in parts))
+            launch_s = found.hosts.get(case.host, constants.launch_s(case.gpu))
+            launch_s *= constants.recording_host_ratio if case.recording else 1
+            launch_s = 0.0 if case.on_device else launch_s
+            predicted.append(sum(count * lane.total_s(durations, launch_s) for count, lane in parts))
         return np.asarray(np.log(predicted) - self.logs)
 
     def loss(self, found: Fit) -> float:
@@ -112,10 +141,23 @@ class Compiled:
         return float(np.where(errors < OUTLIER, errors**2 / (2 * OUTLIER), errors - OUTLIER / 2) @ self.weights)
 
 
-def _lanes_s(lane: Array, host_s: float) -> float:
-    before = np.concatenate(([0.0], np.cumsum(lane)))
-    waiting = host_s * np.arange(1, len(lane) + 1) - before[:-1]
-    return float(before[-1] + max(0.0, waiting.max()))
+class Lane:
+    """A sequence of launches by their numbers, cut where the host waits for the device."""
+
+    def __init__(self, numbers: Sequence[int], kernels: Sequence[Kernel]) -> None:
+        self.numbers = np.array(numbers)
+        waits = [place for place, kernel in enumerate(kernels, 1) if kernel.dtype == WAITS and place < len(kernels)]
+        self.starts = np.array([0, *waits])
+        lengths = np.diff([*self.starts, len(kernels)])
+        self.issues = np.arange(1, len(kernels) + 1) - np.repeat(self.starts, lengths)
+        self.lengths = lengths
+
+    def total_s(self, durations: Array, launch_s: float) -> float:
+        """Return the seconds of the two lanes (roofline.lane_times says the same of one sequence)."""
+        lane = durations[self.numbers]
+        before = np.cumsum(lane) - lane
+        before -= np.repeat(before[self.starts], self.lengths)
+        return float(lane.sum() + np.maximum.reduceat(launch_s * self.issues - before, self.starts).sum())
 
 
 def fit(cases: Sequence[Case]) -> Fit:
@@ -123,7 +165,8 @@ def fit(cases: Sequence[Case]) -> Fit:
     compiled = Compiled(cases)
     hosts = dict.fromkeys(sorted({case.host for case in cases if not case.on_device}), HOST_BOUNDS[2])
     start = {name: bounds[2] for name, bounds in BOUNDS.items()}
-    best = Fit(constants=RooflineConstants(**start, host_s_per_launch=HOST_BOUNDS[2]), hosts=hosts)
+    launch_s = {"host_s_per_launch": HOST_BOUNDS[2], "desktop_host_s_per_launch": HOST_BOUNDS[2]}
+    best = Fit(constants=RooflineConstants(**start, **launch_s), hosts=hosts)
     loss, steps = compiled.loss(best), dict.fromkeys([*BOUNDS, *hosts], 0.25)
     for _ in range(ROUNDS):
         for name in steps:
@@ -133,9 +176,7 @@ def fit(cases: Sequence[Case]) -> Fit:
                 best, loss = nearest, lowest
             else:
                 steps[name] /= 2
-    known = best.known_hosts(compiled)
-    mean_s = statistics.geometric_mean(known.values()) if known else HOST_BOUNDS[2]
-    return Fit(constants=replace(best.constants, host_s_per_launch=mean_s), hosts=known)
+    return best.settled(compiled)
 
 
 def _neighbours(found: Fit, name: str, factor: float) -> Iterator[Fit]:
@@ -242,8 +283,24 @@ def read(paths: Sequence[Path]) -> list[Case]:
     return cases
 
 
+#: What share of held-out measurements an interval is to hold.
+COVERAGE = 0.9
+
+
+def ratios(held: Sequence[Held]) -> dict[str, list[float]]:
+    """Return, for each phase, between which multiples of the prediction 90% of held-out measurements lie."""
+    tail = (1 - COVERAGE) / 2
+    found = {}
+    for phase in ("train", "prefill", "decode"):
+        logs = [-one.error for one in held if one.case.phase == phase]
+        # quantiles of so many: one rank further out, so that the next measurement lies between with this probability
+        further = tail * (1 - 1 / len(logs))
+        found[phase] = [float(f"{math.exp(np.quantile(logs, q)):.3g}") for q in (further, 1 - further)]
+    return found
+
+
 def document(
-    found: Fit, lines: Sequence[Mapping[str, Any]], paths: Sequence[Path], cases: Sequence[Case]
+    found: Fit, held: Sequence[Held], lines: Sequence[Mapping[str, Any]], paths: Sequence[Path], cases: Sequence[Case]
 ) -> dict[str, Any]:
     """Return what data/roofline.json holds."""
     values = asdict(found.constants)
@@ -255,6 +312,7 @@ def document(
             "date": datetime.date.today().isoformat(),
             "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
             "cases": len(cases),
+            "measured_over_predicted": {"coverage": COVERAGE, "ratios": ratios(held)},
             "held_out_by_card": list(lines),
         },
     }
@@ -279,7 +337,7 @@ def main() -> None:
     found = fit(cases)
     print(found)
     if arguments.write:
-        text = json.dumps(document(found, lines, arguments.files, cases), indent=1)
+        text = json.dumps(document(found, held, lines, arguments.files, cases), indent=1)
         TARGET.write_text(text + "\n", encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
-from benchmarks.published_rows import PublishedRow, Row, Unmapped, map_row, source_name, trusted
+from benchmarks.published_rows import PublishedRow, PublishedTime, Row, Unmapped, map_row, source_name, trusted
 from whichlora_estimators import layers, ops, products
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.gpus import Gpu, find_gpu
@@ -28,7 +28,7 @@ from whichlora_estimators.workload import Workload, workload_from_json
 class Case:
     """A published time and the launches that it is the time of: each sequence happens so many times.
 
-    `on_device` says that the host's launches were not part of what was timed.
+    `on_device` says that the host's launches were not part of what was timed; `phase` is train, prefill or decode.
     """
 
     source: str
@@ -37,6 +37,12 @@ class Case:
     measured_s: float
     parts: tuple[tuple[float, tuple[Kernel, ...]], ...]
     on_device: bool = False
+    phase: str = ""
+
+    @property
+    def recording(self) -> bool:
+        """Whether autograd recorded."""
+        return self.phase == "train"
 
     @property
     def chip(self) -> str:
@@ -50,7 +56,8 @@ class Case:
 
     def predicted_s(self, constants: RooflineConstants) -> float:
         """Predict it as the library does."""
-        times = [(count, lane_times(kernels, self.gpu, constants=constants)) for count, kernels in self.parts]
+        known = {"constants": constants, "recording": self.recording}
+        times = [(count, lane_times(kernels, self.gpu, **known)) for count, kernels in self.parts]
         return sum(count * (t.device_s if self.on_device else t.total_s) for count, t in times)
 
 
@@ -195,22 +202,28 @@ def published_cases(rows: Iterable[Row]) -> tuple[list[Case], Counter[str]]:
     for group in cells.values():
         try:
             mapped = [map_row(row, MODELS) for row in group]
+            if mapped[0].source == "qwen3" and mapped[0].workload.prefill_len > 1:
+                raise Unmapped("decoding over long caches took time by query heads: which attention ran is unclear")
             case = published_case(mapped[0])
             seconds = statistics.median(each.time.seconds for each in mapped if each.time)
             cases.append(_plausible(replace(case, measured_s=seconds)))
         except (Unmapped, WhichloraError, TypeError) as error:
-            reasons[f"{source_name(group[0])}: {error}"] += 1
+            reasons[f"{source_name(group[0]['source'])}: {error}"] += 1
     return cases, reasons
 
 
 def published_case(mapped: PublishedRow) -> Case:
-    """Return the launches that a published time is the time of. Raises Unmapped where the tape does not tell them."""
-    row, workload, time = mapped.row, mapped.workload, mapped.time
-    if time is None:
-        raise Unmapped(f"no time of a step or a token: {row['time_metric']}")
-    if mapped.source == "bitsandbytes" and workload.quantization != "none":
+    """Return the launches that a row's time is the time of. Raises Unmapped where the tape does not tell them."""
+    if mapped.time is None:
+        raise Unmapped(f"no time of a step or a token: {mapped.row['time_metric'] or 'none given'}")
+    return timed_case(mapped.source, mapped.gpu, mapped.workload, mapped.time)
+
+
+def timed_case(source: str, gpu: Gpu, workload: Workload, time: PublishedTime) -> Case:
+    """Return the launches that a source's time is the time of. Raises Unmapped where the tape does not tell them."""
+    if source == "bitsandbytes" and workload.quantization != "none":
         raise Unmapped("the tape counts dequantized bytes for products that read packed weights")
-    if mapped.source == "qwen3" and workload.prefill_len > 1:
+    if source == "qwen3" and workload.prefill_len > 1:
         raise Unmapped("flash_attention_2 over long caches, which does not split the keys")
     timeline = _timeline(workload)
     parts = [
@@ -220,20 +233,19 @@ def published_case(mapped: PublishedRow) -> Case:
         (time.prefills, _kernels(timeline, "prefill")),
         *_decode(timeline, time.decoded_tokens),
     ]
-    gpu = mapped.gpu
-    if mapped.source == "optimum-benchmark":
+    if source == "optimum-benchmark":
         gpu = replace(gpu, slug="a100-dgx-station", power_w=DGX_STATION_W)
-    name = " ".join([row["model_id"], row["method"], row["quant"], f"bs{row['micro_batch_size']}", row["seq_len"][:24]])
+    run = f"b{workload.batch_size} s{workload.seq_len}" if workload.phase == "train" else f"b{workload.batch_size}"
+    name = f"{workload.model} {workload.method} {workload.quantization} {run} {workload.prefill_len}"
     happened = tuple((count, kernels) for count, kernels in parts if count)
-    return Case(source=_part_of(mapped), gpu=gpu, name=name, measured_s=time.seconds, parts=happened)
+    return Case(source=_part_of(source, time), gpu=gpu, name=name, measured_s=time.seconds, parts=happened)
 
 
-def _part_of(mapped: PublishedRow) -> str:
+def _part_of(source: str, time: PublishedTime) -> str:
     """Tell apart what optimum-benchmark timed."""
-    if mapped.source != "optimum-benchmark" or mapped.time is None:
-        return mapped.source
-    generated = "generate" if mapped.time.decoded_tokens else "forward"
-    return f"{mapped.source} {'training' if mapped.time.steps else generated}"
+    if source != "optimum-benchmark":
+        return source
+    return f"{source} {'training' if time.steps else 'generate' if time.decoded_tokens else 'forward'}"
 
 
 def _plausible(case: Case) -> Case:

@@ -10,6 +10,7 @@ from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.gpus import Gpu, find_gpu
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import ModelShape, load_model
+from whichlora_estimators.roofline import time_interval
 from whichlora_estimators.timeline import count_parameters
 from whichlora_estimators.workload import Workload, workload_from_json
 
@@ -86,7 +87,17 @@ def answer(prediction: Prediction) -> dict[str, Any]:
         "coverage": prediction.process.coverage,
         "verdict": prediction.verdict.value,
         **times,
+        **_time_intervals(times),
         "peak_phase": found.peak.phase,
         "breakdown": found.breakdown,
         "evidence": prediction.evidence,
     }
+
+
+_PHASE_OF_TIME = {"step_s": "train", "prefill_s": "prefill", "decode_s_per_token": "decode"}
+
+
+def _time_intervals(times: Mapping[str, float]) -> dict[str, list[float]]:
+    """Bound each time by what held-out published runs showed."""
+    bounds = {name: time_interval(seconds, _PHASE_OF_TIME[name]) for name, seconds in times.items()}
+    return {f"{name}_interval": [bound.low_s, bound.high_s] for name, bound in bounds.items()}

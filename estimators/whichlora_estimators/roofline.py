@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from .gpus import Gpu, all_gpus
 from .tape import Kernel
+from .tensor import WAITS
 
 _DATA = Path(__file__).with_name("data") / "roofline.json"
 
@@ -44,8 +45,10 @@ class RooflineConstants:
     the lower of the two counts. `tile_overhead` is the extra time of a tile of edges a and b over 1/a + 1/b, since
     operands come through shared memory. `wave_rounding` says how much of a last wave's idle SMs is lost (1: all of it),
     `product_start_s` what any product takes on top. `cached_share` of the L2 serves kernels that move little, at
-    `cache_speedup` times the memory's bandwidth. `host_s_per_launch` depends on the host and its Python: the mean of
-    machines that differ by a factor of two.
+    `cache_speedup` times the memory's bandwidth. `vector_bandwidth_share` is what batched products with a single row
+    reach, as eager attention of one new token. `host_s_per_launch` depends on the host and its Python: the median of
+    servers that differ by a factor of two, `desktop_host_s_per_launch` that of machines with consumer cards;
+    `recording_host_ratio` is how much longer a launch takes the host while autograd records or runs backward.
     """
 
     product_flops_share: float
@@ -54,12 +57,20 @@ class RooflineConstants:
     tile_overhead: float
     wave_rounding: float
     product_bandwidth_share: float
+    vector_bandwidth_share: float
     product_start_s: float
     pointwise_bandwidth_share: float
     pointwise_floor_s: float
     cached_share: float
     cache_speedup: float
     host_s_per_launch: float
+    desktop_host_s_per_launch: float
+    recording_host_ratio: float
+
+    def launch_s(self, gpu: Gpu, *, recording: bool = False) -> float:
+        """Return the seconds that the host of a card takes for a launch."""
+        plain_s = self.desktop_host_s_per_launch if gpu.segment == "consumer" else self.host_s_per_launch
+        return plain_s * self.recording_host_ratio if recording else plain_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +90,21 @@ class LaneTimes:
 
 
 @cache
+def _document() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(_DATA.read_text(encoding="utf-8"))
+    return document
+
+
+@cache
 def default_constants() -> RooflineConstants:
     """Return the constants of `data/roofline.json`."""
-    document: dict[str, Any] = json.loads(_DATA.read_text(encoding="utf-8"))
-    return RooflineConstants(**document["constants"])
+    return RooflineConstants(**_document()["constants"])
 
 
-def lane_times(kernels: Sequence[Kernel], gpu: Gpu, *, constants: RooflineConstants | None = None) -> LaneTimes:
-    """Lay launches on the two lanes of a card and its host.
+def lane_times(
+    kernels: Sequence[Kernel], gpu: Gpu, *, constants: RooflineConstants | None = None, recording: bool = False
+) -> LaneTimes:
+    """Lay launches on the two lanes of a card and its host; `recording` says that they are a training step's.
 
     Give other `constants` for another host or a calibrated card. Raises UnknownName for a product in an unknown dtype.
     """
@@ -94,26 +112,29 @@ def lane_times(kernels: Sequence[Kernel], gpu: Gpu, *, constants: RooflineConsta
     counts = Counter(kernels)
     roofline = Roofline(gpu, constants)
     durations = {kernel: roofline.kernel_s(kernel) for kernel in counts}
+    launch_s = constants.launch_s(gpu, recording=recording)
     lane = list(map(durations.__getitem__, kernels))
-    device_s = sum(lane)
+    waits = [number for number, kernel in enumerate(kernels, 1) if kernel.dtype == WAITS]
     return LaneTimes(
-        device_s=device_s,
-        host_s=len(lane) * constants.host_s_per_launch,
-        total_s=device_s + _waiting_s(lane, constants.host_s_per_launch),
+        device_s=sum(lane),
+        host_s=len(lane) * launch_s,
+        total_s=sum(_total_s(lane[start:stop], launch_s) for start, stop in pairwise([0, *waits, len(lane)])),
         matmul_flops=sum(2 * k.batch * k.m * k.n * k.k * times for k, times in counts.items()),
         moved_bytes=sum(k.moved_bytes * times for k, times in counts.items()),
         launches=len(lane),
     )
 
 
-def _waiting_s(lane: list[float], host_s_per_launch: float) -> float:
-    """Return how long the device waits for the host in total.
+def _total_s(lane: list[float], launch_s: float) -> float:
+    """Return when the last of these launches ends, or has been issued, the lanes being level at the start.
 
-    Kernel i starts at the later of its issue and the end of the one before; so the wait is the largest lead, over all
-    i, of the issue of i over the device time of all before it.
+    Kernel i starts at the later of its issue and the end of the one before; so what the device waits for the host in
+    total is the largest lead, over all i, of the issue of i over the device time of all before it.
     """
+    if not lane:
+        return 0.0
     before = accumulate(chain((0.0,), lane[:-1]))
-    return max(host_s_per_launch * number - done for number, done in enumerate(before, 1)) if lane else 0.0
+    return sum(lane) + max(launch_s * number - done for number, done in enumerate(before, 1))
 
 
 @cache
@@ -133,6 +154,7 @@ class Roofline:
         limited = gpu.power_w is not None and gpu.compute_capability < POWER_SUFFICES_FROM
         self.power_flops_per_s = gpu.power_w * constants.flops_per_joule if gpu.power_w and limited else float("inf")
         self.stream_bytes_per_s = gpu.hbm_bytes_per_s * constants.product_bandwidth_share
+        self.vector_bytes_per_s = gpu.hbm_bytes_per_s * constants.vector_bandwidth_share
         self.pointwise_bytes_per_s = gpu.hbm_bytes_per_s * constants.pointwise_bandwidth_share
         self.cached_bytes = (gpu.l2_bytes or _l2_of_chip(gpu.compute_capability, gpu.sm_count)) * constants.cached_share
 
@@ -145,13 +167,15 @@ class Roofline:
         return self._product_s(kernel)
 
     def _pointwise_s(self, moved_bytes: int) -> float:
+        if not moved_bytes:
+            return 0.0  # no kernel: the host's time
         from_memory = (moved_bytes - self.cached_bytes) / self.pointwise_bytes_per_s
         from_cache = moved_bytes / (self.pointwise_bytes_per_s * self.constants.cache_speedup)
         return max(from_memory, from_cache, self.constants.pointwise_floor_s)
 
     def _product_s(self, kernel: Kernel) -> float:
         c = self.constants
-        memory_s = kernel.moved_bytes / self.stream_bytes_per_s
+        memory_s = kernel.moved_bytes / self._operand_bytes_per_s(kernel)
         sm_flops_per_s = self._flops_per_s(kernel.dtype, c.product_flops_share) / self.sm_count
         longer, shorter = max(kernel.m, kernel.n), min(kernel.m, kernel.n)
         # a split writes and reads fp32 parts of the result
@@ -167,6 +191,10 @@ class Roofline:
                 best = min(best, max(memory_s, self._waves(tiles * splits) * k_s * part_k) + splits * part_s)
                 splits *= 2
         return best + c.product_start_s
+
+    def _operand_bytes_per_s(self, kernel: Kernel) -> float:
+        single_row = kernel.batch > 1 and kernel.m == 1
+        return self.vector_bytes_per_s if single_row else self.stream_bytes_per_s
 
     def _attention_s(self, kernel: Kernel) -> float:
         c = self.constants
@@ -189,3 +217,23 @@ class Roofline:
         rated = self.rates.for_dtype(dtype)
         by_power = float("inf") if rated == self.rates.fp32 else self.power_flops_per_s  # no tensor cores at work
         return min(rated * share, by_power)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeInterval:
+    """Where the measured seconds lie with probability `coverage`."""
+
+    low_s: float
+    high_s: float
+    coverage: float
+
+
+def time_interval(seconds: float, phase: str) -> TimeInterval:
+    """Bound a predicted time of `train`, `prefill` or `decode` by what published runs on held-out cards showed.
+
+    The quantiles of measured over predicted seconds are those of `data/roofline.json`: no run of the predicted card
+    informed the prediction, and its host was not known.
+    """
+    fitted = _document()["fit"]["measured_over_predicted"]
+    low, high = fitted["ratios"][phase]
+    return TimeInterval(low_s=seconds * low, high_s=seconds * high, coverage=fitted["coverage"])

@@ -161,10 +161,15 @@ class Frame:
         self.recomputed: list[Saved] | None = None
 
 
+#: The dtype of no product: the host waits.
+WAITS = "waits"
+
+
 class Kernel(NamedTuple):
     """One launch: bytes that it moves, and for a matrix product its (batched) m x n x k and the dtype it runs in.
 
-    `fused` says that it is attention in one kernel: its products, queries x keys, laid end to end along k.
+    `fused` says that it is attention in one kernel: its products, queries x keys, laid end to end along k. One that moves
+    nothing is host time only; with `dtype` WAITS the host then waits until the device has done all before it.
     """
 
     moved_bytes: int

@@ -1,0 +1,121 @@
+"""The launches of each operator that PyTorch runs on a card that computes nothing: what they move, what they multiply.
+
+Operators are seen where PyTorch dispatches them, forward and backward alike; how many kernels each of them launches is
+the null device's count. So whatever a script calls is seen, whether or not the operators below are known by name: one
+that is not moves its inputs and its results once.
+
+# m x n result, k summed over; all of it `batch` times
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from whichlora_estimators.tape import Kernel
+
+#: dtypes that tensor cores or fp32 units multiply, as the roofline spells them.
+DTYPES = {
+    "torch.bfloat16": "bf16",
+    "torch.float16": "fp16",
+    "torch.float32": "fp32",
+    "torch.float64": "fp32",
+    "torch.int8": "int8",
+}
+#: Operators that write their first argument without reading it.
+_WRITES_ONLY = ("aten::copy_", "aten::fill_", "aten::zero_", "aten::normal_", "aten::uniform_")
+#: Operators that look up as much as they return, not all that they are given.
+_LOOKS_UP = ("aten::embedding", "aten::index_select", "aten::gather", "aten::index", "aten::nll_loss_forward")
+
+Made = tuple[Any, ...]  # arguments and results, tensors among them
+
+
+def kernels_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, launches: int) -> list[Kernel]:
+    """Return the launches of an operator by its name ("aten::mm"), as many as were counted; the first does the work."""
+    if not launches:
+        return []
+    given, made = list(_tensors((*args, *kwargs.values()))), list(_tensors((result,)))
+    known = _KNOWN.get(name)
+    kernel = known(given, made, args) if known and given and made else None
+    if kernel is not None:
+        return [kernel, *[Kernel(0)] * (launches - 1)]
+    moved = _moved_bytes(name, given, made)
+    return [Kernel(moved // launches)] * launches
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _tensors(value)
+        elif hasattr(value, "element_size") and hasattr(value, "device") and value.device.type == "cuda":
+            yield value
+
+
+def _bytes(tensor: Any) -> int:
+    """Return what a tensor's elements take, repeated ones (of an expanded view) once."""
+    return int(min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()))
+
+
+def _moved_bytes(name: str, given: list[Any], made: list[Any]) -> int:
+    written = sum(_bytes(tensor) for tensor in made)
+    if name in _LOOKS_UP:
+        return 2 * written
+    if name in _WRITES_ONLY:
+        given = given[1:]
+    if name.startswith("aten::_foreach") and not made:  # in place: the first list is written too
+        written = max((_bytes(tensor) for tensor in given), default=0)
+    read = {(tensor.data_ptr(), tensor.numel()): _bytes(tensor) for tensor in given}
+    return written + sum(read.values())
+
+
+def _product(a: Any, b: Any, made: list[Any]) -> Kernel:
+    """Describe [.., M, K] x [.., K, N]."""
+    batch = a.shape[0] if a.dim() == 3 else 1
+    m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
+    moved = _bytes(a) + _bytes(b) + sum(_bytes(tensor) for tensor in made)
+    return Kernel(moved, batch, m, n, k, DTYPES.get(str(a.dtype), "fp32"))
+
+
+def _mm(given: list[Any], made: list[Any], args: tuple[Any, ...]) -> Kernel | None:
+    return _product(args[0], args[1], made)
+
+
+def _addmm(given: list[Any], made: list[Any], args: tuple[Any, ...]) -> Kernel | None:
+    return _product(args[1], args[2], made)
+
+
+def _attention(products: int, backward: bool) -> Callable[[list[Any], list[Any], tuple[Any, ...]], Kernel | None]:
+    """Describe fused attention of [B, H, T, E]: so many products of queries and keys, half of each where causal."""
+
+    def describe(given: list[Any], made: list[Any], args: tuple[Any, ...]) -> Kernel | None:
+        q, key = (args[1], args[2]) if backward else (args[0], args[1])
+        batch, heads, queries, width = q.shape
+        keys = key.shape[2]
+        causal = any(argument is True for argument in args) and queries == keys
+        k = width * products
+        moved = sum(_bytes(tensor) for tensor in (*given, *made))
+        return Kernel(moved, batch * heads, queries, keys, k // 2 if causal else k, DTYPES[str(q.dtype)], True)
+
+    return describe
+
+
+def _int8_product(given: list[Any], made: list[Any], args: tuple[Any, ...]) -> Kernel | None:
+    """Describe x [.., K] times a weight [N, K] in int8."""
+    a, b = args[0], args[1]
+    moved = _bytes(a) + _bytes(b) + sum(_bytes(tensor) for tensor in made)
+    return Kernel(moved, 1, a.numel() // a.shape[-1], b.shape[0], a.shape[-1], "int8")
+
+
+_KNOWN: dict[str, Callable[[list[Any], list[Any], tuple[Any, ...]], Kernel | None]] = {
+    "aten::mm": _mm,
+    "aten::bmm": _mm,
+    "aten::addmm": _addmm,
+    "aten::baddbmm": _addmm,
+    "aten::_addmm_activation": _addmm,
+    "aten::_scaled_dot_product_flash_attention": _attention(2, backward=False),
+    "aten::_scaled_dot_product_flash_attention_backward": _attention(5, backward=True),
+    "aten::_scaled_dot_product_efficient_attention": _attention(2, backward=False),
+    "aten::_scaled_dot_product_efficient_attention_backward": _attention(5, backward=True),
+    "bitsandbytes::int8_linear_matmul": _int8_product,
+    "bitsandbytes::int8_linear_matmul.out": _int8_product,
+}
