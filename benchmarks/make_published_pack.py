@@ -64,7 +64,7 @@ def read_rows(path: Path, shapes: Shapes | None) -> list[PublishedRow]:
         try:
             one = map_row(row, shapes)
         except Unmapped as reason:
-            reasons[source_name(row), str(reason)[:120]] += bool(row["trusted_for"])
+            reasons[source_name(row["source"]), str(reason)[:120]] += bool(row["trusted_for"])
             continue
         if row["trusted_for"] or (one.counter == PROCESS and one.source in POLLED):
             mapped.append(one)

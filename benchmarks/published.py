@@ -1,9 +1,10 @@
 """Compare estimates with published measurements: error by source, card, method and phase.
 
-    PYTHONPATH=.:estimators:profiles_db:calibration python -m benchmarks.published --csv FILE --what memory|time [--json]
-        [--fit none|other-cards|same-card|all] [--shapes FILE] [--rows]
+    PYTHONPATH=.:estimators:profiles_db:calibration python -m benchmarks.published --what memory|time [--csv FILE]
+        [--fit none|other-cards|same-card|all] [--shapes FILE] [--rows] [--json]
 
-FILE is a table of published rows (`benchmarks/published_rows.py` says of what form). Rows of one cell, that is of one
+FILE is a table of published rows (`benchmarks/published_rows.py` says of what form); without one, the pack is taken that
+ships with the package. Rows of one cell, that is of one
 workload on several dates or versions, together weigh as one. `--fit` says which published rows may inform a prediction:
 
 - none: no published row at all. Memory is the bare formula. Time takes constants fitted on single operators alone.
@@ -23,47 +24,50 @@ import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.published_memory import predicted_bytes
-from benchmarks.published_rows import PROCESS, PublishedRow, Row, Shapes, Unmapped, map_row, source_name, trusted
-from benchmarks.published_times import predicted_seconds
+from benchmarks.published_questions import Question, Reasons, of_pack, of_table
+from benchmarks.published_rows import Row, Shapes, Unmapped
+from benchmarks.published_times import constants, predicted_seconds
 from whichlora_estimators.errors import WhichloraError
-from whichlora_profiles_db import workload_id
+from whichlora_estimators.workload import Workload
+from whichlora_profiles_db import published, workload_id
 
 FITS = ("none", "other-cards", "same-card", "all")
 KEYS = ("source", "gpu", "method", "phase")
+#: What a method's bytes are compared with where lengths were fitted: LoRA of this rank, under the same versions.
+BASE_RANK = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A published row beside its prediction, both in bytes or both in seconds; `weight` is one over its cell's rows."""
+    """A published figure beside its prediction, both in bytes or both in seconds; `weight` is one over its cell's."""
 
-    row: PublishedRow
-    measured: float
+    asked: Question
     predicted: float
     weight: float = 1.0
 
     @property
     def error(self) -> float:
         """Predicted over measured, less one."""
-        return self.predicted / self.measured - 1
+        return self.predicted / self.asked.measured - 1
 
     @property
     def group(self) -> dict[str, str]:
         """Return what errors are grouped by."""
-        workload = self.row.workload
+        workload = self.asked.workload
         method = workload.method if workload.phase == "train" else "-"
         if workload.quantization != "none":
             method = f"{method} {workload.quantization}"
-        return {"source": self.row.source, "gpu": self.row.gpu.slug, "method": method, "phase": workload.phase}
+        return {"source": self.asked.source, "gpu": self.asked.gpu.slug, "method": method, "phase": workload.phase}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Everything that a table says of one question: compared rows, and the others with the reason."""
+    """Everything that is said of one question: compared figures, and the others with the reason."""
 
     what: str
     fit: str
@@ -72,10 +76,13 @@ class Comparison:
     unmapped: Mapping[tuple[str, str], int]
 
 
+Ask = Callable[[str], tuple[list[Question], Reasons]]
+
+
 def main() -> int:
     """Read the arguments, compare, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--csv", type=Path, required=True, help="table of published rows")
+    parser.add_argument("--csv", type=Path, help="table of published rows (default: the shipped pack)")
     parser.add_argument("--what", choices=("memory", "time"), required=True)
     parser.add_argument("--fit", choices=FITS, default="none", help="published rows that may inform a prediction")
     parser.add_argument("--shapes", type=Path, help="JSON with configs of models that are not known")
@@ -83,16 +90,24 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     arguments = parser.parse_args()
     try:
-        rows = read_table(arguments.csv)
-        shapes = json.loads(arguments.shapes.read_text(encoding="utf-8")) if arguments.shapes else None
-        found = compare(rows, arguments.what, arguments.fit, shapes)
-        more = {"relative": relative(rows, shapes), "feasibility": feasibility(rows, shapes)}
+        ask = asking(arguments.csv, arguments.shapes)
+        found = compare(ask, arguments.what, arguments.fit)
+        more = {"relative": relative(ask), "feasibility": feasibility(ask)} if arguments.what == "memory" else {}
     except (WhichloraError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    more = more if arguments.what == "memory" else {}
     print(json.dumps(answer(found) | more, indent=1) if arguments.json else report(found, rows=arguments.rows))
     return 0
+
+
+def asking(table: Path | None, shapes: Path | None = None) -> Ask:
+    """Return a function from a kind of question to a table's, or the pack's, questions of that kind."""
+    if table is None:
+        measurements = list(published())
+        return lambda kind: (of_pack(measurements, kind), Reasons())
+    rows = read_table(table)
+    given: Shapes | None = json.loads(shapes.read_text(encoding="utf-8")) if shapes else None
+    return lambda kind: of_table(rows, kind, given)
 
 
 def read_table(path: Path) -> list[Row]:
@@ -108,119 +123,99 @@ def read_table(path: Path) -> list[Row]:
 # Comparing -------------------------------------------------------------------------------------------------------------
 
 
-def compare(rows: Sequence[Row], what: str, fit: str = "none", shapes: Shapes | None = None) -> Comparison:
-    """Predict the rows that may judge `what` and that a workload can be made of."""
-    asked = [row for row in rows if trusted(row, what)]
-    unmapped: Counter[tuple[str, str]] = Counter()
+def compare(ask: Ask, what: str, fit: str = "none") -> Comparison:
+    """Predict the figures that may judge `what` and that a workload can be made of."""
+    questions, unmapped = ask(what)
+    if what == "time":
+        constants(fit, "")  # fits of another roofline are an error, not a reason
+    rows = len(questions) + sum(count for (_, why), count in unmapped.items() if not why.startswith("other software"))
     compared = []
-    for row in asked:
+    for asked in questions:
         try:
-            compared.append(_compared(map_row(row, shapes), what, fit))
+            compared.append(Compared(asked=asked, predicted=_predicted(asked, fit)))
         except (Unmapped, WhichloraError) as error:
-            unmapped[source_name(row), str(error)] += 1
-    untrusted = Counter((source_name(r), f"trusted for {r['trusted_for']} only") for r in rows if _other_kind(r, what))
-    weighed = _weighed(compared)
+            unmapped[asked.source, str(error)] += 1
+    sizes = Counter(one.asked.cell for one in compared)
+    weighed = [replace(one, weight=1 / sizes[one.asked.cell]) for one in compared]
     if fit in ("same-card", "all"):
         weighed = [_informed(one, weighed, itself=fit == "all") for one in weighed]
-    found = unmapped + untrusted
-    return Comparison(what=what, fit=fit, rows=len(asked), compared=tuple(weighed), unmapped=found)
+    return Comparison(what=what, fit=fit, rows=rows, compared=tuple(weighed), unmapped=unmapped)
 
 
-def _other_kind(row: Row, what: str) -> bool:
-    """Whether a row may judge this question for other software than Transformers only."""
-    return f"{what}_nonHF" in row["trusted_for"].split()
-
-
-def _compared(row: PublishedRow, what: str, fit: str) -> Compared:
-    if what == "time":
-        if row.time is None:
-            raise Unmapped(f"no time of a step or a token: {row.row['time_metric'] or 'none given'}")
-        return Compared(row=row, measured=row.time.seconds, predicted=predicted_seconds(row, fit))
-    if row.counter is None or row.measured_bytes is None:
-        raise Unmapped(f"memory metric {row.row['mem_metric']!r} is none of PyTorch's counters")
-    return Compared(row=row, measured=row.measured_bytes, predicted=predicted_bytes(row, row.counter))
-
-
-def _weighed(compared: Sequence[Compared]) -> list[Compared]:
-    sizes = Counter(one.row.cell for one in compared)
-    return [
-        Compared(row=one.row, measured=one.measured, predicted=one.predicted, weight=1 / sizes[one.row.cell])
-        for one in compared
-    ]
+def _predicted(asked: Question, fit: str) -> float:
+    if asked.time is None:
+        return predicted_bytes(asked.workload, asked.gpu, asked.metric)
+    return predicted_seconds(asked.source, asked.workload, asked.gpu, asked.time, fit)
 
 
 def _informed(one: Compared, others: Sequence[Compared], *, itself: bool) -> Compared:
     """Multiply by the median of measured over predicted of the card's other workloads in the same source and phase."""
     alike = [
-        (other.measured / other.predicted, other.weight)
+        (other.asked.measured / other.predicted, other.weight)
         for other in others
         if _kind(other) == _kind(one) and (itself or not _same_workload(other, one))
     ]
     factor = weighted_quantile(alike, 0.5) if alike else 1.0
-    return Compared(row=one.row, measured=one.measured, predicted=one.predicted * factor, weight=one.weight)
+    return replace(one, predicted=one.predicted * factor)
 
 
-def _kind(one: Compared) -> tuple[object, ...]:
-    return one.row.source, one.row.gpu.slug, one.row.workload.phase, one.row.counter == PROCESS
+def _kind(one: Compared) -> tuple[str, ...]:
+    asked = one.asked
+    return asked.source, asked.gpu.slug, asked.workload.phase, asked.metric
 
 
 def _same_workload(one: Compared, other: Compared) -> bool:
-    """Whether two rows are of one workload, whatever its versions."""
-    return one.row.cell == other.row.cell or _bare_id(one.row) == _bare_id(other.row)
+    """Whether two figures are of one workload, whatever its versions."""
+    return one.asked.cell == other.asked.cell or bare_id(one.asked.workload) == bare_id(other.asked.workload)
 
 
-def _bare_id(row: PublishedRow) -> str:
-    workload = row.workload
+def bare_id(workload: Workload) -> str:
+    """Return the id of a workload without the versions that it ran under."""
     return workload_id(workload.with_(versions={}) if getattr(workload, "versions", None) else workload)
 
 
-def relative(rows: Iterable[Row], shapes: Shapes | None = None) -> list[dict[str, Any]]:
+def relative(ask: Ask) -> list[dict[str, Any]]:
     """Compare methods with each other where absolute bytes rest on a length that was fitted: ratios to plain LoRA.
 
-    A method's bytes over those of LoRA at rank 32 of the same versions, as published and as predicted.
+    A method's bytes over those of LoRA at rank 32 under the same versions, as published and as predicted.
     """
-    groups: dict[tuple[str, str], list[PublishedRow]] = defaultdict(list)
-    for row in rows:
-        if not trusted(row, "memory_relative"):
-            continue
-        try:
-            one = map_row(row, shapes)
-        except Unmapped:
-            continue
-        groups[one.gpu.slug, row["software"]].append(one)
+    groups: dict[tuple[object, ...], list[Question]] = defaultdict(list)
+    for asked in ask("memory_relative")[0]:
+        groups[asked.source, asked.gpu.slug, asked.versions].append(asked)
     return [each for group in groups.values() for each in _ratios(group)]
 
 
-def _ratios(group: Sequence[PublishedRow]) -> list[dict[str, Any]]:
-    base = next((one for one in group if one.workload.method == "lora" and one.workload.rank == 32), None)
-    found = []
+def base_of(group: Sequence[Question]) -> Question | None:
+    """Return what the other methods of a source and of the same versions are compared with."""
+    return next((one for one in group if one.workload.method == "lora" and one.workload.rank == BASE_RANK), None)
+
+
+def _ratios(group: Sequence[Question]) -> list[dict[str, Any]]:
+    base, found = base_of(group), []
     for one in group:
-        if base is None or one is base or not (one.counter and one.measured_bytes and base.measured_bytes):
+        if base is None or one is base:
             continue
         try:
-            predicted = predicted_bytes(one, one.counter) / predicted_bytes(base, one.counter)
+            predicted = _predicted(one, "none") / _predicted(base, "none")
         except WhichloraError:
             continue
-        measured = one.measured_bytes / base.measured_bytes
+        measured = one.measured / base.measured
         line = {"source": one.source, "gpu": one.gpu.slug, "method": one.workload.method, "cell": one.cell}
         found.append(line | {"measured": measured, "predicted": predicted, "error": predicted / measured - 1})
     return found
 
 
-def feasibility(rows: Iterable[Row], shapes: Shapes | None = None) -> dict[str, int]:
+def feasibility(ask: Ask) -> dict[str, int]:
     """Count the runs presumed out of memory whose predicted process bytes exceed the card."""
-    counts = Counter(rows=0, mapped=0, predicted_not_to_fit=0)
-    for row in rows:
-        if not trusted(row, "feasibility"):
-            continue
-        counts["rows"] += 1
+    questions, unmapped = ask("feasibility")
+    counts = Counter(rows=len(questions) + sum(unmapped.values()), mapped=0, predicted_not_to_fit=0)
+    for asked in questions:
         try:
-            one = map_row(row, shapes)
-            needed = predicted_bytes(one, PROCESS)
-        except (Unmapped, WhichloraError):
+            needed = _predicted(asked, "none")
+        except WhichloraError:
             continue
         counts["mapped"] += 1
-        counts["predicted_not_to_fit"] += needed > one.gpu.total_bytes
+        counts["predicted_not_to_fit"] += needed > asked.gpu.total_bytes
     return dict(counts)
 
 
@@ -247,7 +242,7 @@ def errors(compared: Sequence[Compared]) -> dict[str, Any]:
         return {"mapped": 0, "cells": 0, **none}
     return {
         "mapped": len(pairs),
-        "cells": len({one.row.cell for one in compared}),
+        "cells": len({one.asked.cell for one in compared}),
         "median_abs_error": weighted_quantile(pairs, 0.5),
         "p95_abs_error": weighted_quantile(pairs, 0.95),
         "worst_abs_error": max(pairs)[0],
@@ -267,8 +262,8 @@ def grouped(
 
 def answer(found: Comparison) -> dict[str, Any]:
     """Return what `--json` prints."""
-    classes = grouped(found.compared, lambda one: {"completeness": one.row.row["completeness"]})
-    metrics = grouped(found.compared, lambda one: {"metric": metric_of(one)})
+    classes = grouped(found.compared, lambda one: {"completeness": one.asked.completeness})
+    metrics = grouped(found.compared, lambda one: {"metric": one.asked.metric})
     return {
         "schema": 1,
         "what": found.what,
@@ -284,13 +279,6 @@ def answer(found: Comparison) -> dict[str, Any]:
     }
 
 
-def metric_of(one: Compared) -> str:
-    """Name what was measured: the counter, or what the time is of."""
-    if one.row.time is None or one.measured != one.row.time.seconds:
-        return str(one.row.counter)
-    return "step" if one.row.workload.phase == "train" else "decode" if one.row.time.decoded_tokens else "prefill"
-
-
 def report(found: Comparison, *, rows: bool = False) -> str:
     """Lay the comparison out as text."""
     known = answer(found)
@@ -302,8 +290,8 @@ def report(found: Comparison, *, rows: bool = False) -> str:
     lines += [_line(each["metric"], each) for each in known["by_metric"]]
     if rows:
         for one in sorted(found.compared, key=lambda one: -abs(one.error)):
-            measured = f"{one.measured:.6g} measured, {one.predicted:.6g} predicted"
-            lines.append(f"{100 * one.error:+7.2f}%  {measured}  {one.row.row['run_id']} {one.row.row['mem_metric']}")
+            figures = f"{one.asked.measured:.6g} measured, {one.predicted:.6g} predicted"
+            lines.append(f"{100 * one.error:+7.2f}%  {figures}  {one.asked.run} {one.asked.metric}")
     for each in known["not_mapped"]:
         lines.append(f"not mapped, {each['rows']} rows of {each['source']}: {each['reason'][:160]}")
     return "\n".join(lines)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from functools import cache
 
-from benchmarks.published_rows import AFTER_STEP, PROCESS, PublishedRow
+from benchmarks.published_rows import AFTER_STEP, PROCESS
 from whichlora_estimators.estimate import Estimate, estimate, rounded_sizes
-from whichlora_estimators.gpus import find_gpu
+from whichlora_estimators.gpus import Gpu, find_gpu
 from whichlora_estimators.timeline import lay
 from whichlora_estimators.workload import Workload, workload_from_json
 from whichlora_profiles_db import workload_to_json
@@ -18,12 +18,12 @@ from whichlora_profiles_db import workload_to_json
 _VIRTUAL_TOKENS = 20
 
 
-def predicted_bytes(row: PublishedRow, counter: str) -> int:
-    """Predict one counter of a row's workload on its card. Raises WhichloraError for what has no formula."""
-    key = json.dumps(workload_to_json(row.workload), sort_keys=True)
+def predicted_bytes(workload: Workload, gpu: Gpu, counter: str) -> int:
+    """Predict one counter of a workload on a card. Raises WhichloraError for what has no formula."""
+    key = json.dumps(workload_to_json(workload), sort_keys=True)
     if counter == AFTER_STEP:
-        return _after_step(key) + _outputs_bytes(row.workload)
-    found = _estimated(key, row.gpu.slug)
+        return _after_step(key) + _outputs_bytes(workload)
+    found = _estimated(key, gpu.slug)
     return found.process_bytes if counter == PROCESS else int(getattr(found, counter))
 
 
@@ -52,4 +52,4 @@ def _outputs_bytes(workload: Workload) -> int:
     tokens = workload.batch_size * (workload.seq_len + virtual)
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return 2 * tokens * (config["vocab_size"] + 2 * config["num_hidden_layers"] * heads * width)
+    return int(2 * tokens * (config["vocab_size"] + 2 * config["num_hidden_layers"] * heads * width))

@@ -191,10 +191,10 @@ def _source(row: Row) -> tuple[str, Callable[[Row, Shapes], Mapped]]:
     raise Unmapped("no mapping for this source")
 
 
-def source_name(row: Row) -> str:
-    """Return the short name of a row's source, the beginning of its citation where it has none."""
-    names = [name for beginning, (name, _) in SOURCES.items() if row["source"].startswith(beginning)]
-    return names[0] if names else " ".join(row["source"].split()[:2])
+def source_name(citation: str) -> str:
+    """Return the short name of a source, the beginning of its citation where it has none."""
+    names = [name for beginning, (name, _) in SOURCES.items() if citation.startswith(beginning)]
+    return names[0] if names else " ".join(citation.split()[:2])
 
 
 # Fields that all sources share -----------------------------------------------------------------------------------------

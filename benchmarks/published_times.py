@@ -12,17 +12,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.published_rows import PublishedRow
-from benchmarks.roofline_cases import published_case
+from benchmarks.published_rows import PublishedTime
+from benchmarks.roofline_cases import timed_case
 from whichlora_estimators.errors import WhichloraError
+from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.roofline import RooflineConstants, default_constants
+from whichlora_estimators.workload import Workload
 
 FITS = Path(__file__).with_name("roofline_fits.json")
 
 
-def predicted_seconds(row: PublishedRow, fit: str) -> float:
-    """Predict a row's time. Raises Unmapped or WhichloraError for what the roofline cannot tell."""
-    case = published_case(row)
+def predicted_seconds(source: str, workload: Workload, gpu: Gpu, time: PublishedTime, fit: str) -> float:
+    """Predict a published time. Raises Unmapped or WhichloraError for what the roofline cannot tell."""
+    case = timed_case(source, gpu, workload, time)
     return case.predicted_s(constants(fit, case.chip))
 
 

@@ -213,18 +213,14 @@ def published_cases(rows: Iterable[Row]) -> tuple[list[Case], Counter[str]]:
 
 
 def published_case(mapped: PublishedRow) -> Case:
-    """Return the launches that a row's time is the time of. Raises Unmapped where the tape does not tell them."""
+    """Return the launches that a row's time is the time of. Raises Unmapped where it gives none."""
     if mapped.time is None:
         raise Unmapped(f"no time of a step or a token: {mapped.row['time_metric'] or 'none given'}")
     return timed_case(mapped.source, mapped.gpu, mapped.workload, mapped.time)
 
 
 def timed_case(source: str, gpu: Gpu, workload: Workload, time: PublishedTime) -> Case:
-    """Return the launches that a source's time is the time of. Raises Unmapped where the tape does not tell them."""
-    if source == "bitsandbytes" and workload.quantization != "none":
-        raise Unmapped("the tape counts dequantized bytes for products that read packed weights")
-    if source == "qwen3" and workload.prefill_len > 1:
-        raise Unmapped("flash_attention_2 over long caches, which does not split the keys")
+    """Return the launches that a source's time is the time of."""
     timeline = _timeline(workload)
     parts = [
         (time.steps, _kernels(timeline, "forward", "backward", "optimizer step")),
@@ -238,7 +234,10 @@ def timed_case(source: str, gpu: Gpu, workload: Workload, time: PublishedTime) -
     run = f"b{workload.batch_size} s{workload.seq_len}" if workload.phase == "train" else f"b{workload.batch_size}"
     name = f"{workload.model} {workload.method} {workload.quantization} {run} {workload.prefill_len}"
     happened = tuple((count, kernels) for count, kernels in parts if count)
-    return Case(source=_part_of(source, time), gpu=gpu, name=name, measured_s=time.seconds, parts=happened)
+    phase = "train" if workload.phase == "train" else "decode" if time.decoded_tokens else "prefill"
+    return Case(
+        source=_part_of(source, time), gpu=gpu, name=name, measured_s=time.seconds, parts=happened, phase=phase
+    )
 
 
 def _part_of(source: str, time: PublishedTime) -> str:
