@@ -1,0 +1,109 @@
+"""What the formula says of workloads on cards, kept for the next time: laying out a step is what calibration waits for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import whichlora_estimators
+from whichlora_estimators.estimate import Estimate, estimate
+from whichlora_estimators.gpus import find_gpu
+from whichlora_estimators.workload import Workload
+from whichlora_profiles_db import workload_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """The formula's numbers of a workload on a card, by target, and its features; `total_bytes` of the card."""
+
+    predicted: Mapping[str, float]
+    features: Mapping[str, float]
+    total_bytes: int
+
+
+class Forecasts:
+    """Predicts each workload once a card; with a `folder`, what was predicted is kept there as long as the formula stays.
+
+    Two processes may use one folder: the last to save wins, and what the other predicted is predicted again.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = None if folder is None else folder / f"forecasts-{formula_hash()[:16]}.json"
+        self._known: dict[str, Any] = {}
+        self._new = 0
+        if self._file is not None and self._file.exists():
+            try:
+                self._known = json.loads(self._file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                self._known = {}  # a damaged cache is none
+
+    def of(self, workload: Workload, gpu: str) -> Forecast:
+        """Return a forecast. Raises WhichloraError for what has no formula."""
+        key = f"{workload_id(workload)} {gpu}"
+        if key not in self._known:
+            forecast = forecast_of(estimate(workload, find_gpu(gpu)))
+            self._known[key] = [dict(forecast.predicted), dict(forecast.features), forecast.total_bytes]
+            self._new += 1
+        predicted, features, total_bytes = self._known[key]
+        return Forecast(predicted=predicted, features=features, total_bytes=total_bytes)
+
+    def save(self) -> None:
+        """Write what is new, whole or not at all."""
+        if self._file is None or not self._new:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(self._known), encoding="utf-8")
+        temporary.replace(self._file)
+        self._new = 0
+
+
+def forecast_of(found: Estimate) -> Forecast:
+    """Return an estimate's numbers by target, and what corrections may hang on."""
+    times = {
+        "step": found.times.step_s,
+        "prefill": found.times.prefill_s,
+        "decode": found.times.decode_s_per_token,
+    }
+    predicted = {
+        "allocated": float(found.allocated_peak_bytes),
+        "reserved": float(found.reserved_peak_bytes),
+        "process": float(found.process_bytes),
+        **{name: seconds for name, seconds in times.items() if seconds},
+    }
+    return Forecast(predicted=predicted, features=features_of(found), total_bytes=found.gpu.total_bytes)
+
+
+def features_of(found: Estimate) -> dict[str, float]:
+    """Return what may explain a miss: shares of the peak, how the step runs, and its size. All are without units."""
+    workload, parts, live = found.workload, found.peak.components, max(found.peak.live_bytes, 1)
+    tokens = workload.batch_size * (workload.seq_len if workload.phase == "train" else workload.prefill_len)
+    return {
+        "activation share": parts.get("activations", 0) / live,
+        "logits share": parts.get("logits and loss", 0) / live,
+        "fragmentation": found.reserved_peak_bytes / live - 1,
+        "four bit": float(workload.quantization in ("nf4", "fp4")),
+        "int8": float(workload.quantization == "int8"),
+        "checkpointing": float(workload.checkpointing),
+        "autocast": float(workload.precision.endswith("mixed")),
+        "generation": float(workload.phase == "generate"),
+        "log tokens": math.log10(tokens),
+        "log weights": math.log10(max(parts.get("weights", 1), 1)),
+    }
+
+
+@cache
+def formula_hash() -> str:
+    """Hash the estimators' code and data: what was predicted by others is not this formula's."""
+    digest = hashlib.sha256()
+    root = Path(str(whichlora_estimators.__file__)).parent
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
