@@ -35,6 +35,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def save_tokenizer(folder: Path) -> Any:
     """Train a byte-level BPE on Python's own help texts and save it with a chat template."""
     from pydoc_data import topics
+
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -138,14 +138,17 @@ def compare(recipe: Recipe, workload: Workload, seen: Seen, gpu: Gpu | None) -> 
 
 
 def _logit_bytes(workload: Workload) -> int:
-    """Return by how much less than a plain loop Trainer may hold: in backward the output, so the 16-bit logits, is gone.
+    """Return by how much less than a plain loop Trainer may hold: in backward the model's output, its logits, is gone.
 
-    Source: transformers 5.23, Trainer.training_step, whose `compute_loss` keeps the loss alone. In 32 bit the loss needs them.
+    Source: transformers 5.23, Trainer.training_step, whose `compute_loss` returns the loss alone; what the loss saves is its
+    own fp32 copy or result. After PEFT's k-bit preparation the head is in fp32, and its logits are.
     """
     vocabulary = workload.config.get("vocab_size")
-    if workload.precision == "fp32" or not isinstance(vocabulary, int):
+    if not isinstance(vocabulary, int):
         return 0
-    return 2 * workload.batch_size * workload.seq_len * vocabulary
+    prepared = workload.quantization != "none" and workload.kbit_preparation
+    width = 4 if workload.precision == "fp32" or prepared else 2
+    return width * workload.batch_size * workload.seq_len * vocabulary
 
 
 def losses(seen: Seen, on: str) -> dict[str, Any]:

@@ -308,11 +308,11 @@ def null_environment(recipe: Recipe) -> dict[str, str]:
     """Return the environment of a process that finds the recipe's card on the null device."""
     from whichlora.nulldevice import environment
 
-    from ..rehearse.pool import _python_path
+    from ..rehearse.pool import python_path
 
     padded = not recipe.data.packing
     variables = environment(recipe.gpu, context_bytes=context_bytes(recipe.gpu), bool_read=not padded)
-    return {**os.environ, **variables, "PYTHONPATH": _python_path(variables.get("PYTHONPATH", ""))}
+    return {**os.environ, **variables, "PYTHONPATH": python_path(variables.get("PYTHONPATH", ""))}
 
 
 def lines(found: Outcome) -> Iterator[str]:
