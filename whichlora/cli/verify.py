@@ -84,18 +84,15 @@ def _is_plan(name: str) -> bool:
 
 
 def _verify_models(models: tuple[str, ...], options: dict[str, Any]) -> None:
-    asked = list(combinations(models, options))
     found: list[Verification] = []
     try:
-        for verification in _verifications(asked, options["gpu"], options):
+        for verification in _verifications(list(combinations(models, options)), options["gpu"], options):
             found.append(verification)
-    except KeyboardInterrupt:
-        click.echo(_table(found))
-        raise
-    if options["as_json"]:
-        click.echo(json.dumps({"schema": SCHEMA, "verifications": [answer(each) for each in found]}, indent=1))
-    else:
-        click.echo(_table(found))
+    finally:  # after Ctrl-C too, what is done is shown
+        if found and options["as_json"]:
+            click.echo(json.dumps({"schema": SCHEMA, "verifications": [answer(each) for each in found]}, indent=1))
+        elif found:
+            click.echo(_table(found))
 
 
 def _echo_workloads(lines: list[Workload | dict[str, Any]], options: dict[str, Any]) -> None:

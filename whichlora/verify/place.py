@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from whichlora.rehearse.cards import find_card
 from whichlora.rehearse.pool import Pool
+from whichlora.rehearse.rehearsals import need
 from whichlora.rehearse.stored import card_fields
 from whichlora_estimators.errors import BadValue, UnknownName, WhichloraError
 from whichlora_estimators.gpus import Gpu, context_bytes
@@ -19,6 +20,7 @@ from .card import known_card
 ON = ("auto", "cuda", "null", "cpu")
 WORKER = "whichlora.verify.worker"
 DEVICE = "WHICHLORA_VERIFY_DEVICE"  # what the worker reads
+NEEDED = ("torch", "transformers", "peft")
 _LOOK_TIMEOUT_S = 300.0
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -52,8 +54,9 @@ def find_place(on: str, gpu: str | Gpu | None = None) -> Place:
     """Look where workloads will run. `gpu` is the card that the null device plays, and only for that.
 
     Raises UnknownName, BadValue for a card where none can be chosen or where one must be, WhichloraError where PyTorch
-    sees no card though one was asked for.
+    is not installed or sees no card though one was asked for.
     """
+    need(NEEDED)
     if on not in ON:
         raise UnknownName("place to verify on", on, ON, todo=f"Known: {', '.join(ON)}.")
     if on == "null":

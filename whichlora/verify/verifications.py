@@ -20,7 +20,6 @@ from .stored import measurement, remembered
 
 STEPS = 10
 WARMUP = 2
-_NEEDED = ("torch", "transformers", "peft")
 _ON_HOST = {
     "precision": ("fp32", "bf16-true", "bf16-mixed"),
     "quantization": ("none",),
@@ -68,7 +67,6 @@ def verify(
     asked = list(workloads)
     for workload in asked:
         check_on(workload, on.device if isinstance(on, Place) else on)
-    need(_NEEDED)
     if any(_wants_bitsandbytes(workload) for workload in asked):
         need(("bitsandbytes",))
     place = find_place(on, gpu) if isinstance(on, str) else on
