@@ -84,6 +84,7 @@ static void trace(size_t bytes, const void *answer, const char *kernel) {
 }
 
 static void read_back(void *host, size_t bytes) {
+  wait_for_card();
   const char *kernel = last_kernel();
   memset(host, 0, bytes);
   if (bytes == 1) *(char *)host = (char)bool_answer(kernel);
@@ -97,6 +98,7 @@ static int on_card(const void *pointer) { return is_device(pointer) || is_manage
 static int copy(void *to, const void *from, size_t bytes) {
   if (on_card(to)) {
     on_card(from) ? note_copy() : forget_last_kernel();
+    count_launch();
   } else if (on_card(from)) {
     read_back(to, bytes);
   } else {
@@ -113,6 +115,7 @@ static int copy_rows(char *to, size_t to_pitch, const char *from, size_t from_pi
 static int fill(void *to, int value, size_t bytes) {
   if (on_card(to)) {
     forget_last_kernel();
+    count_launch();
   } else {
     memset(to, value, bytes);
   }

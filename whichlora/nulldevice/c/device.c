@@ -110,7 +110,10 @@ int cudaGetDevice(int *device) {
   return SUCCESS;
 }
 int cudaSetDevice(int device) { return fail(device == 0 ? SUCCESS : INVALID_DEVICE); }
-int cudaDeviceSynchronize(void) { return SUCCESS; }
+int cudaDeviceSynchronize(void) {
+  wait_for_card();
+  return SUCCESS;
+}
 int cudaDeviceGetPCIBusId(char *text, int length, int device) {
   (void)device;
   snprintf(text, (size_t)length, "0000:00:00.0");

@@ -76,7 +76,10 @@ int cuDevicePrimaryCtxRetain(void **current) { return get_context(current); }
 int cuCtxPopCurrent_v2(void **current) { return current ? get_context(current) : SUCCESS; }
 int cuCtxPushCurrent_v2(void) { return SUCCESS; }
 int cuCtxSetCurrent(void) { return SUCCESS; }
-int cuCtxSynchronize(void) { return SUCCESS; }
+int cuCtxSynchronize(void) {
+  wait_for_card();
+  return SUCCESS;
+}
 int cuDevicePrimaryCtxRelease_v2(void) { return SUCCESS; }
 int cuCtxGetDevice(int *device) {
   *device = 0;

@@ -80,6 +80,7 @@ void forget_last_kernel(void) {
 
 static int launch(const void *function, void *const *arguments) {
   Kernel kernel = find_kernel(function);
+  count_launch();
   last_name = kernel.name ? kernel.name : "";
   copied = 0;
   if (kernel.kind == COUNTS_NONZERO) last_count = elements(kernel.name, arguments);
@@ -170,6 +171,7 @@ int cudaGetSymbolAddress(void **address, const void *symbol) {
 // The driver's launches: Triton's kernels and those that PyTorch compiles at run time.
 static int driver_launch(void) {
   forget_last_kernel();
+  count_launch();
   last_name = "a kernel compiled at run time";
   return SUCCESS;
 }

@@ -7,11 +7,12 @@
 //   copies.c    copies, fills, and what reading back gives     launch.c    kernels, and which one ran last
 //   device.c    properties, versions, errors                   streams.c   streams, events, host callbacks, graph capture
 //   driver.c    libcuda's entry points                         nvml.c      libnvidia-ml's
-//   blas.c      cuBLAS, cuBLASLt, and handles of other libraries
+//   blas.c      cuBLAS, cuBLASLt, and handles of other libraries            clock.c     launches, and the two lanes of time
 #pragma once
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
 #include <driver_types.h>
 
@@ -66,6 +67,11 @@ long long last_counted(void);  // of how many elements it counted those that are
 int copied_since(void);        // 1 if something was copied from device to device after it
 void note_copy(void);          // something is
 void forget_last_kernel(void); // something else wrote to the device since
+
+// clock.c
+void count_launch(void);             // a kernel or a product is launched
+void wait_for_card(void);            // the host waits for all that it issued
+int card_time(struct timespec *now); // when the card gets to what is issued now; 0 if nobody tells how long work takes
 
 // streams.c: a new opaque object, for any create function
 int new_handle(void **handle);

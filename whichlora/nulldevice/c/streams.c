@@ -35,7 +35,10 @@ int cudaStreamGetPriority(void *stream, int *priority) {
   return SUCCESS;
 }
 int cudaStreamQuery(void) { return SUCCESS; }
-int cudaStreamSynchronize(void) { return SUCCESS; }
+int cudaStreamSynchronize(void) {
+  wait_for_card();
+  return SUCCESS;
+}
 int cudaStreamWaitEvent(void) { return SUCCESS; }
 
 int cudaLaunchHostFunc(void *stream, void (*function)(void *), void *argument) {
@@ -49,7 +52,7 @@ int cudaStreamAddCallback(void *stream, void (*function)(void *, int, void *), v
   return SUCCESS;
 }
 
-// An event is the moment when the host recorded it. Time between two is the host's, not a card's.
+// An event is the moment when the host recorded it; where somebody tells how long work takes, when the card would reach it.
 int cudaEventCreateWithFlags(void **event, unsigned flags) {
   (void)flags;
   return new_handle(event);
@@ -58,7 +61,7 @@ int cudaEventCreate(void **event) { return new_handle(event); }
 int cudaEventDestroy(void *event) { return drop_handle(event); }
 int cudaEventRecord(struct timespec *event, void *stream) {
   (void)stream;
-  clock_gettime(CLOCK_MONOTONIC, event);
+  if (!card_time(event)) clock_gettime(CLOCK_MONOTONIC, event);
   return SUCCESS;
 }
 int cudaEventRecordWithFlags(struct timespec *event, void *stream, unsigned flags) {
@@ -66,7 +69,10 @@ int cudaEventRecordWithFlags(struct timespec *event, void *stream, unsigned flag
   return cudaEventRecord(event, stream);
 }
 int cudaEventQuery(void) { return SUCCESS; }
-int cudaEventSynchronize(void) { return SUCCESS; }
+int cudaEventSynchronize(void) {
+  wait_for_card();
+  return SUCCESS;
+}
 int cudaEventElapsedTime(float *ms, const struct timespec *start, const struct timespec *end) {
   *ms = (float)((double)(end->tv_sec - start->tv_sec) * 1e3 + (double)(end->tv_nsec - start->tv_nsec) * 1e-6);
   return SUCCESS;
