@@ -52,7 +52,7 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
     "cache_speedup": (1.2, 6.0, 2.0),
     "recording_host_ratio": (1.0, 2.0, 1.35),
 }
-#: Every host gets its own time per launch; those that ship are the medians over runs, of servers and of desktops.
+#: Every host gets its own time per launch; those that ship are means over runs, of servers and of desktops.
 HOST_BOUNDS = (3e-6, 4e-5, 1.3e-5)
 #: A host's time per launch is known where it decides at least this share of a step.
 SHARE_THAT_TELLS = 0.1
@@ -67,7 +67,7 @@ EVERY_VIDUR = 43
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Constants with the median of the hosts' times, and the hosts."""
+    """Constants with the mean of the hosts' times, and the hosts."""
 
     constants: RooflineConstants
     hosts: dict[str, float]
@@ -79,20 +79,20 @@ class Fit:
         return Counter(c.host for c, gain in zip(compiled.cases, gains, strict=True) if gain > SHARE_THAT_TELLS)
 
     def settled(self, compiled: Compiled) -> Fit:
-        """Return the fit with the hosts that are known, and their medians among the constants."""
+        """Return the fit with the hosts that are known, and their means among the constants."""
         telling = self.telling_cases(compiled)
         desktops = {case.host for case in compiled.cases if case.gpu.segment == "consumer"}
         seconds = {host: self.hosts[host] for host in telling}
-        server_s = _median({h: s for h, s in seconds.items() if h not in desktops}, telling) or HOST_BOUNDS[2]
-        desktop_s = _median({h: s for h, s in seconds.items() if h in desktops}, telling) or server_s
+        server_s = _mean({h: s for h, s in seconds.items() if h not in desktops}, telling) or HOST_BOUNDS[2]
+        desktop_s = _mean({h: s for h, s in seconds.items() if h in desktops}, telling) or server_s
         constants = replace(self.constants, host_s_per_launch=server_s, desktop_host_s_per_launch=desktop_s)
         return Fit(constants=constants, hosts=seconds)
 
 
-def _median(seconds: Mapping[str, float], weights: Mapping[str, int]) -> float:
-    """Return the median over cases, 0 without any."""
-    values = sorted(value for host, value in seconds.items() for _ in range(weights[host]))
-    return values[len(values) // 2] if values else 0.0
+def _mean(seconds: Mapping[str, float], weights: Mapping[str, int]) -> float:
+    """Return the geometric mean over cases, 0 without any."""
+    cases = sum(weights[host] for host in seconds)
+    return math.exp(sum(weights[host] * math.log(s) for host, s in seconds.items()) / cases) if cases else 0.0
 
 
 class Compiled:

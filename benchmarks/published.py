@@ -145,7 +145,8 @@ def compare(ask: Ask, what: str, fit: str = "none") -> Comparison:
 def _predicted(asked: Question, fit: str) -> float:
     if asked.time is None:
         return predicted_bytes(asked.workload, asked.gpu, asked.metric)
-    return predicted_seconds(asked.source, asked.workload, asked.gpu, asked.time, fit)
+    versions = dict(asked.versions)
+    return predicted_seconds(asked.source, asked.workload, asked.gpu, asked.time, fit, versions)
 
 
 def _informed(one: Compared, others: Sequence[Compared], *, itself: bool) -> Compared:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from whichlora_estimators.workload import Workload
 FITS = Path(__file__).with_name("roofline_fits.json")
 
 
-def predicted_seconds(source: str, workload: Workload, gpu: Gpu, time: PublishedTime, fit: str) -> float:
+def predicted_seconds(
+    source: str, workload: Workload, gpu: Gpu, time: PublishedTime, fit: str, versions: Mapping[str, str] | None = None
+) -> float:
     """Predict a published time. Raises Unmapped or WhichloraError for what the roofline cannot tell."""
-    case = timed_case(source, gpu, workload, time)
+    case = timed_case(source, gpu, workload, time, versions)
     return case.predicted_s(constants(fit, case.chip))
 
 

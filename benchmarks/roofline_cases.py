@@ -19,6 +19,7 @@ from whichlora_estimators import layers, ops, products
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.gpus import Gpu, find_gpu
 from whichlora_estimators.roofline import RooflineConstants, lane_times
+from whichlora_estimators.stack import Stack, stack_of
 from whichlora_estimators.tape import BF16, FP32, Dtype, Kernel, Leaf, Tape, Tensor
 from whichlora_estimators.timeline import Timeline, lay
 from whichlora_estimators.workload import Workload, workload_from_json
@@ -216,12 +217,19 @@ def published_case(mapped: PublishedRow) -> Case:
     """Return the launches that a row's time is the time of. Raises Unmapped where it gives none."""
     if mapped.time is None:
         raise Unmapped(f"no time of a step or a token: {mapped.row['time_metric'] or 'none given'}")
-    return timed_case(mapped.source, mapped.gpu, mapped.workload, mapped.time)
+    return timed_case(mapped.source, mapped.gpu, mapped.workload, mapped.time, mapped.environment.versions)
 
 
-def timed_case(source: str, gpu: Gpu, workload: Workload, time: PublishedTime) -> Case:
-    """Return the launches that a source's time is the time of."""
-    timeline = _timeline(workload)
+def timed_case(
+    source: str, gpu: Gpu, workload: Workload, time: PublishedTime, versions: Mapping[str, str] | None = None
+) -> Case:
+    """Return the launches that a source's time is the time of. Raises Unmapped for what ran otherwise than the tape."""
+    versions = versions or {}
+    if workload.quantization == "int8" and versions.get("bitsandbytes", "").startswith("0.44"):
+        raise Unmapped("bitsandbytes before 0.45 ran other int8 kernels")
+    if workload.config.get("model_type") in ("mixtral", "qwen3_moe"):
+        raise Unmapped("Transformers then looped over experts that were modules of their own, quantized like others")
+    timeline = _timeline(workload, stack_of(versions))
     parts = [
         (time.steps, _kernels(timeline, "forward", "backward", "optimizer step")),
         (time.micro_steps, _kernels(timeline, "forward", "backward")),
@@ -235,9 +243,7 @@ def timed_case(source: str, gpu: Gpu, workload: Workload, time: PublishedTime) -
     name = f"{workload.model} {workload.method} {workload.quantization} {run} {workload.prefill_len}"
     happened = tuple((count, kernels) for count, kernels in parts if count)
     phase = "train" if workload.phase == "train" else "decode" if time.decoded_tokens else "prefill"
-    return Case(
-        source=_part_of(source, time), gpu=gpu, name=name, measured_s=time.seconds, parts=happened, phase=phase
-    )
+    return Case(source=_part_of(source, time), gpu=gpu, name=name, measured_s=time.seconds, parts=happened, phase=phase)
 
 
 def _part_of(source: str, time: PublishedTime) -> str:
@@ -256,12 +262,12 @@ def _plausible(case: Case) -> Case:
 
 
 @cache
-def _laid(key: str) -> Timeline:
-    return lay(workload_from_json(json.loads(key)))
+def _laid(key: str, stack: Stack) -> Timeline:
+    return lay(workload_from_json(json.loads(key)), stack=stack)
 
 
-def _timeline(workload: Workload) -> Timeline:
-    return _laid(json.dumps(asdict(workload)))
+def _timeline(workload: Workload, stack: Stack) -> Timeline:
+    return _laid(json.dumps(asdict(workload)), stack)
 
 
 def _kernels(timeline: Timeline, *labels: str) -> tuple[Kernel, ...]:

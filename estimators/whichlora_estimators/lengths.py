@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import ceil, exp, isfinite, log, sqrt
 from statistics import NormalDist
 
@@ -112,7 +112,7 @@ def lengths_from_percentiles(percentiles: Mapping[float, float], samples: float)
 
 
 def _between(points: Sequence[tuple[float, float]], percentile: float) -> float:
-    for (low, a), (high, b) in zip(points, points[1:], strict=False):
+    for (low, a), (high, b) in pairwise(points):
         if low <= percentile <= high:
             return a + (b - a) * (percentile - low) / (high - low)
     return points[0][1] if percentile < points[0][0] else points[-1][1]
