@@ -214,12 +214,25 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: floa
             mask = ops.cast(mask, q.tape.autocast)
         v, k, q = (ops.cast(t, q.tape.autocast) for t in (v, k, q))  # from the last argument to the first
     half, ampere = q.dtype in (BF16, FP16), q.tape.compute_capability >= (8, 0)
-    if half and ampere and mask is None and q.shape[-1] <= 256:
+    if half and ampere and mask is None and _flash_takes(q, dropout, learns=any(t.node for t in (q, k, v))):
         return flash(q, k, v, dropout=dropout, causal=causal)
     grouped = q.shape[1] != k.shape[1] and not q.tape.stack.does(GROUPED_EFFICIENT)
     if (q.dtype is BF16 and not ampere) or grouped:
         return math_attention(q, k, v, mask)
     return efficient(q, k, v, mask, causal=causal)
+
+
+#: Cards on whose shared memory flash attention's backward of the widest heads is too large (sdp_utils.cpp, 2.14).
+_SMALL_SHARED_MEMORY = frozenset({(8, 6), (8, 9), (12, 0), (12, 1)})
+_WIDE_HEAD, _WIDER_HEAD = 192, 224
+
+
+def _flash_takes(q: Tensor, dropout: float, *, learns: bool) -> bool:
+    """Say whether PyTorch lets the flash kernel have heads of this width."""
+    width = q.shape[-1]
+    if width <= _WIDE_HEAD or not learns or q.tape.compute_capability not in _SMALL_SHARED_MEMORY:
+        return width <= 256
+    return _WIDER_HEAD < width <= 256 and not dropout
 
 
 def flash_library(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0) -> Tensor:
@@ -279,7 +292,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, causal: bool
         dq, dk, dv = ops.empty_like(q), ops.empty_like(k), ops.empty_like(v)
         rows = _round_up(queries, 128)
         softmax_d = new((batch, heads, rows), FP32)
-        accumulator = new((batch, rows, heads, _round_up(padded, 32)), FP32)
+        accumulator = new((batch, rows, heads, _round_up(padded, 32) if padded <= _WIDE_HEAD else 256), FP32)
         expanded = [new((batch, keys, heads, padded), dtype) for _ in range(2)] if kv_heads != heads else []
         _launch(dq, 2 * moved, batch * heads, keys, products=5, causal=causal)
         del expanded, accumulator, softmax_d, copied
@@ -413,18 +426,41 @@ def _repeated(bias: Tensor, batch: int) -> Tensor:
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attend by separate operators in fp32, the fallback, which keeps T x S probabilities; returns [B, H, T, E]."""
-    dtype, groups = q.dtype, q.shape[1] // k.shape[1]
-    q, k, v = ops.cast(q, FP32), ops.cast(k, FP32), ops.cast(v, FP32)
+    dtype, groups, tape = q.dtype, q.shape[1] // k.shape[1], q.tape
+    bias = None if mask is None else ops.cast(mask, dtype)
+    given = q, k, v = ops.cast(q, FP32), ops.cast(k, FP32), ops.cast(v, FP32)
+    autocast, tape.autocast = tape.autocast, None
     q = ops.scale(q)
-    shape = (q.shape[2], k.shape[2]) if mask is None else mask.shape
-    added = q.tape.new(shape, FP32)  # into the scores, in place
-    k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
-    k = ops.scale(k)
-    weights = _safe_softmax(products.matmul(q, products.transpose(k)))
+    if mask is None and q.shape[2] > 1:
+        bias = _causal_bias(q, k.shape[2])
+    if groups > 1:
+        k, v = _interleaved(k, groups), _interleaved(v, groups)
+    weights = _safe_softmax(products.matmul(q, products.transpose(ops.scale(k))))  # the mask is added in place
     returned = ops.cast(weights.detach(), dtype)
     out = ops.cast(products.matmul(weights, v), dtype)
-    del added, returned
+    tape.autocast = autocast
+    del bias, returned, given
     return out
+
+
+def _interleaved(x: Tensor, times: int) -> Tensor:
+    """Copy each key-value head for its group of query heads, a single one too."""
+    batch, heads, tokens, width = shape = x.shape
+    out = x.tape.new((batch, heads * times, tokens, width), x.dtype)
+    x.tape.launch(x.bytes + out.bytes)
+    x.tape.record(out, (x,), (), lambda g: (ops.fitted(g, shape),))
+    return out
+
+
+def _causal_bias(q: Tensor, keys: int) -> Tensor:
+    """Make a float mask [T, S] by way of two of booleans."""
+    new, shape = q.tape.new, (q.shape[2], keys)
+    ones = new(shape, BOOL)
+    seen = new(shape, BOOL)
+    del ones
+    bias = new(shape, q.dtype)
+    del seen
+    return bias
 
 
 def _safe_softmax(scores: Tensor) -> Tensor:
