@@ -61,13 +61,14 @@ class Qwen2Moe(Qwen2):
         return x, shared
 
     def windowed_mask(self, x: Tensor, ids: Tensor, context: Context) -> Tensor | None:
-        """Make a mask of layers with a window even where there are none: then its window is 0, and it never hides."""
+        """Make a mask of layers with a window even where there are none: its window is 0 unless the config wants any."""
         if self.windows:
             return super().windowed_mask(x, ids, context)
         batch, tokens = ids.shape
         if context.cache is None and not context.padded:
             attention.search_packed(x, batch, tokens)
+        window = int(self.config.get("sliding_window") or 0) if self.config.flag("use_sliding_window") else 0
         keys = context.keys(tokens)
         return attention.windowed_mask(
-            x, batch=batch, queries=tokens, keys=keys, window=0, padded=context.padded, kind=context.attention
+            x, batch=batch, queries=tokens, keys=keys, window=window, padded=context.padded, kind=context.attention
         )
