@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from whichlora.phantom import write_phantom
+from whichlora_estimators.gpus import find_gpu
 
 from .conftest import ROOT, TINY
 
@@ -26,7 +27,7 @@ Seen = tuple[dict[str, Any], subprocess.CompletedProcess[str]]
 
 def rehearsed(gpu: str, *command: str) -> Seen:
     program = [sys.executable, "-c", "from whichlora.cli import main; main(prog_name='whichlora')"]
-    full = [*program, "rehearse", "--gpu", gpu, "--json", "--explain", "--", sys.executable, *command]
+    full = [*program, "rehearse", "--gpu", gpu, "--json", "--explain", "--no-smallest", "--", sys.executable, *command]
     done = subprocess.run(full, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     return json.loads(done.stdout), done
@@ -99,3 +100,18 @@ def test_a_command_that_is_not_there_exits_2() -> None:
     )
     assert done.returncode == 2
     assert "no-such-program" in done.stderr
+
+
+def test_the_smallest_card_is_rehearsed(tmp_path: Path) -> None:
+    """A script that needs 13 GiB fits the card of 16 GB that it was run on again, and ran out on one of 12 GB."""
+    script = tmp_path / "needs.py"
+    script.write_text("import torch\ntorch.empty(13 * 2**30, dtype=torch.uint8, device='cuda')\n")
+    program = [sys.executable, "-c", "from whichlora.cli import main; main(prog_name='whichlora')", "rehearse"]
+    for gpu, code in (("rtx-4090", 0), ("rtx-4070", 1)):
+        done = subprocess.run(
+            [*program, "--gpu", gpu, "--json", "--", sys.executable, str(script)], capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+        smallest = find_gpu(json.loads(done.stdout)["smallest_card"])
+        assert smallest.nominal_gb == 16
+        assert f"again on {smallest.name}" in done.stderr

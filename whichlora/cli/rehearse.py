@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,18 @@ from whichlora_profiles_db import open_store
 
 from ..api import SCHEMA, checkpoints_by_default
 from ..pickconfig import JOINED_METHODS
-from ..rehearse import UNLIMITED, Rehearsal, answer, find_card
+from ..rehearse import CHECKPOINT, CONFIG, UNLIMITED, OtherStack, Rehearsal, answer, find_card, make_stack
 from ..rehearse import rehearse as rehearse_workloads
 from ..rehearse.adapters import METHODS, check
-from ..rehearse.breakdown import Breakdown
 from ..rehearse.icicle import write_icicle
-from ..rehearse.rehearsals import TIMEOUT_S
-from ..rehearse.script import ScriptRun, rehearse_script
-from ..rehearse.script import answer as script_answer
+from ..rehearse.rehearsals import LOADS, TIMEOUT_S
+from .breakdowns import explanation
 from .estimate import estimate, read_lines, setup_text, setups
+from .rehearse_script import rehearse_command
 from .tables import table
 
 _SCRIPT = "whichlora.script"
+INSTALLED = "installed"  # the stack of this environment, beside others
 #: What describes a workload is spelled as in `whichlora estimate`.
 SHARED = {"quantizations", "ranks", "targets", "batch_sizes", "seq_lens", "precision", "attention", "optimizer"}
 SHARED |= {"checkpointing", "dropout", "padded", "generate", "prefill_lens", "decode_len", "all_logits", "offline"}
@@ -69,6 +68,31 @@ class _Command(click.Command):
     show_default=True,
     help="How a mixture's tokens spread over its experts.",
 )
+@click.option(
+    "--load",
+    type=click.Choice(LOADS),
+    help="How the model comes to be on the card: from_pretrained of a checkpoint without weights, or made there from its "
+    "config. [default: checkpoint; config for --workloads]",
+)
+@click.option(
+    "--stack",
+    "stacks",
+    multiple=True,
+    help='Other versions, as in "torch==2.6.0,transformers==5.8.1", in an environment that pip makes once; '
+    f"{INSTALLED} for those of here. Several are compared.",
+)
+@click.option(
+    "--smallest/--no-smallest",
+    default=True,
+    show_default=True,
+    help="A script: find the smallest card that it fits, by up to five more rehearsals.",
+)
+@click.option(
+    "--stand-ins/--no-stand-ins",
+    default=True,
+    show_default=True,
+    help="A script: load models whose weights are not here from checkpoints without weights.",
+)
 @click.option("--store/--no-store", "stored", default=True, show_default=True, help="Keep results, and use kept ones.")
 @click.option("--db", type=click.Path(path_type=Path), help="The store (default: $WHICHLORA_DB or the user's).")
 @click.option("--explain", is_flag=True, help="Say where the bytes are at each peak: by component, by source line.")
@@ -84,8 +108,7 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
     """
     script = click.get_current_context().meta.get(_SCRIPT)
     if script is not None:
-        _rehearse_script(script, gpus, options)
-        return
+        rehearse_command(script, gpus, options)
     if workloads is not None:
         _echo_workloads(parsed(workloads), gpus, options)
         return
@@ -94,7 +117,13 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
         todo = "Example: whichlora rehearse meta-llama/Llama-3.1-8B --gpu rtx-4090."
         raise BadValue(f"no {missing} given", todo=todo)
     asked = list(combinations(models, options))
-    found = [rehearsal for gpu in dict.fromkeys(gpus) for rehearsal in _rehearsals(asked, gpu, options)]
+    options["load"] = options["load"] or CHECKPOINT
+    found = [
+        rehearsal
+        for stack in _stacks(options)
+        for gpu in dict.fromkeys(gpus)
+        for rehearsal in _rehearsals(asked, gpu, options, stack)
+    ]
     if options["as_json"]:
         click.echo(json.dumps({"schema": SCHEMA, "rehearsals": [answer(each) for each in found]}, indent=1))
     else:
@@ -103,40 +132,6 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
 
 
 rehearse.params[3:3] = [param for param in estimate.params if param.name in SHARED]
-
-
-def _rehearse_script(command: list[str], gpus: tuple[str, ...], options: dict[str, Any]) -> None:
-    """Run a script, its output on stderr, then say what it took; end with its exit status."""
-    if len(gpus) != 1:
-        todo = "Example: whichlora rehearse --gpu rtx-4090 -- python train.py."
-        raise BadValue("a script is rehearsed on one card", value=", ".join(gpus), todo=todo)
-    explain = options["explain"] or options["html"] is not None
-    settings = {name: options[name] for name in ("alloc_conf", "routing")}
-    run = rehearse_script(command, gpus[0], explain=explain, stdout=sys.stderr, **settings)
-    if options["as_json"]:
-        click.echo(json.dumps({"schema": SCHEMA, **script_answer(run)}, indent=1))
-    else:
-        click.echo(_script_text(run))
-        if options["explain"] and run.breakdown:
-            click.echo(f"\n{explanation(run.breakdown)}")
-    if options["html"] is not None and run.breakdown:
-        write_icicle([(" ".join(run.command), run.breakdown)], options["html"])
-    sys.exit(run.exit_code)
-
-
-def _script_text(run: ScriptRun) -> str:
-    verdicts = {"ok": "fits", "oom": "does-not-fit: it ran out of memory", "failed": "failed"}
-    lines = [f"{run.gpu.name}, {format_bytes(run.gpu.total_bytes)}: {verdicts[run.outcome]}"]
-    for name in ("allocated_peak", "reserved_peak", "process", "managed_peak"):
-        size = getattr(run, f"{name}_bytes")
-        if size:
-            lines.append(f"{name.replace('_', ' ')}: {format_bytes(size)}")
-    if run.allocated_peak_bytes is None:
-        lines.append("no process that used the card lived to tell what it took")
-    if run.ooms and run.outcome == "ok":
-        lines.append(f"it ran out of memory and went on: {run.ooms} times")
-    lines += [f"{name}: {text}" for name in ("where", "error", "missing") if (text := getattr(run, name))]
-    return "\n".join(lines)
 
 
 def combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
@@ -151,7 +146,15 @@ def combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[W
             yield Workload(model=shape.name, config=shape.config, **setup)
 
 
-def _rehearsals(asked: list[Workload], gpu: str, options: dict[str, Any]) -> Iterator[Rehearsal]:
+def _stacks(options: dict[str, Any]) -> Iterator[OtherStack | None]:
+    """Yield the environments to rehearse in, None for this one; each is made when its turn comes."""
+    for text in options["stacks"] or (INSTALLED,):
+        yield None if text == INSTALLED else make_stack(text, lambda line: click.echo(line, err=True))
+
+
+def _rehearsals(
+    asked: list[Workload], gpu: str, options: dict[str, Any], stack: OtherStack | None = None
+) -> Iterator[Rehearsal]:
     """Rehearse, telling of each on stderr as it is done."""
     card, count = find_card(gpu), 0
 
@@ -162,7 +165,8 @@ def _rehearsals(asked: list[Workload], gpu: str, options: dict[str, Any]) -> Ite
             f"[{count}/{len(asked)}] {workload_name(rehearsal.workload)} on {card.slug}: {_result(rehearsal)}", err=True
         )
 
-    settings = {name: options[name] for name in ("jobs", "timeout_s", "alloc_conf", "routing")}
+    settings = {name: options[name] for name in ("jobs", "timeout_s", "alloc_conf", "routing", "load")}
+    settings["stack"] = stack
     settings["explain"] = options["explain"] or options["html"] is not None
     store = open_store(options["db"]) if options["stored"] else None
     return rehearse_workloads(asked, card, store=store, on_done=tell, **settings)
@@ -182,8 +186,23 @@ def _result(rehearsal: Rehearsal) -> str:
 
 
 def _table(found: list[Rehearsal]) -> str:
-    headers = ("model", "gpu", "setup", "batch", "trained", "allocated", "reserved", "process", "peak in", "outcome")
-    return table(headers, [_cells(rehearsal) for rehearsal in found], right=range(3, 8))
+    headers = ["model", "gpu", "setup", "batch", "trained", "allocated", "reserved", "process", "peak in", "outcome"]
+    rows = [_cells(rehearsal) for rehearsal in found]
+    if any(rehearsal.managed_peak_bytes for rehearsal in found):
+        headers.append("managed")
+        rows = [[*row, format_bytes(each.managed_peak_bytes or 0)] for row, each in zip(rows, found, strict=True)]
+    if any(rehearsal.stack for rehearsal in found):
+        headers += ["stack", "to first"]
+        rows = [[*row, each.stack or INSTALLED, _to_first(each, found)] for row, each in zip(rows, found, strict=True)]
+    return table(headers, rows, right=(*range(3, 8), *range(10, len(headers))))
+
+
+def _to_first(rehearsal: Rehearsal, found: list[Rehearsal]) -> str:
+    """Return how allocated bytes differ from those under the first stack."""
+    first = next(each for each in found if (each.workload, each.gpu) == (rehearsal.workload, rehearsal.gpu))
+    if first is rehearsal or not first.allocated_peak_bytes or rehearsal.allocated_peak_bytes is None:
+        return "-"
+    return f"{100 * (rehearsal.allocated_peak_bytes / first.allocated_peak_bytes - 1):+.1f}%"
 
 
 def _cells(rehearsal: Rehearsal) -> list[str]:
@@ -211,23 +230,6 @@ def _title(rehearsal: Rehearsal) -> str:
     return f"{workload_name(rehearsal.workload)} on {rehearsal.gpu.name}: {_result(rehearsal)}, peak in {rehearsal.peak_phase}"
 
 
-def explanation(breakdown: Breakdown, *, most: int = 20) -> str:
-    """Itemise a peak: its components, then the source lines that hold most of it."""
-    total = max(breakdown.allocated_bytes, 1)
-
-    def cells(size: int) -> tuple[str, str]:
-        return format_bytes(size), f"{100 * size / total:.1f}%"
-
-    components = [(name, *cells(size)) for name, size in breakdown.components.items()]
-    lines = [(name, *cells(size), line) for (name, line), size in list(breakdown.lines.items())[:most]]
-    return "\n\n".join(
-        [
-            table(("component", "bytes", "share"), components, right=(1, 2)),
-            table(("component", "bytes", "share", "source line"), lines, right=(1, 2)),
-        ]
-    )
-
-
 def parsed(path: Path, check: Callable[[Workload], None] = check) -> list[Workload | dict[str, Any]]:
     """Return each line's workload or, where there is none that runs, its answer."""
 
@@ -245,8 +247,12 @@ def parsed(path: Path, check: Callable[[Workload], None] = check) -> list[Worklo
 def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...], options: dict[str, Any]) -> None:
     if len(gpus) > 1:
         raise BadValue("a workload file is rehearsed on one card", value=", ".join(gpus), todo="Name one with --gpu.")
+    if len(options["stacks"]) > 1:
+        todo = "Name one with --stack, or rehearse the file once for each."
+        raise BadValue("a workload file is rehearsed under one stack", value=", ".join(options["stacks"]), todo=todo)
     asked = [line for line in lines if isinstance(line, Workload)]
-    found = _rehearsals(asked, gpus[0] if gpus else UNLIMITED, options)
+    options["load"] = options["load"] or CONFIG
+    found = _rehearsals(asked, gpus[0] if gpus else UNLIMITED, options, next(_stacks(options)))
     explained = []
     for line in lines:
         rehearsal = next(found) if isinstance(line, Workload) else None

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from .cards import UNLIMITED, find_card
 from .records import Rehearsal, answer
-from .rehearsals import rehearse
-from .script import ScriptRun, rehearse_script
+from .rehearsals import CHECKPOINT, CONFIG, rehearse
+from .script import ScriptRun, rehearse_script, smallest_card
+from .stacks import OtherStack, make_stack
 
-__all__ = ["UNLIMITED", "Rehearsal", "ScriptRun", "answer", "find_card", "rehearse", "rehearse_script"]
+__all__ = [
+    "CHECKPOINT",
+    "CONFIG",
+    "UNLIMITED",
+    "OtherStack",
+    "Rehearsal",
+    "ScriptRun",
+    "answer",
+    "find_card",
+    "make_stack",
+    "rehearse",
+    "rehearse_script",
+    "smallest_card",
+]

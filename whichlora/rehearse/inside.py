@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
+
+from . import hub
+from .phases import Phases
 
 FOLDER, EXPLAIN = "WHICHLORA_REHEARSAL_FOLDER", "WHICHLORA_REHEARSAL_EXPLAIN"
 LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "peft", "torch", "transformers", "trl")
@@ -25,7 +26,7 @@ _MOST_EVENTS = 10_000_000
 _LONGEST_ERROR = 2000
 _INSTALLED = ("/site-packages/", "/dist-packages/", "<frozen ")
 
-_peaks = [0, 0]  # allocated and reserved bytes, of what was counted before the script itself began new peaks
+_phases = Phases()
 _error: dict[str, str] = {}
 
 
@@ -33,7 +34,9 @@ def watch() -> None:
     """Begin, in a process that is rehearsed; each one that uses CUDA leaves a report of its own."""
     if FOLDER not in os.environ:
         return
-    sys.meta_path.insert(0, _Finder())
+    patch = import_module("whichlora_null.imports").patch_on_import
+    for patches in (_phases.patches(), _PATCHES, hub.patches()):
+        patch(patches)
     atexit.register(_report)
     shown = sys.excepthook
 
@@ -56,6 +59,8 @@ def _describe(problem: BaseException) -> dict[str, str]:
     own = [frame for frame in frames if not any(part in frame.filename for part in _INSTALLED)]
     last = (own or frames)[-1:]
     where = "".join(f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in last)
+    if type(problem).__name__ != "SystemExit":
+        _error["phase"] = _phases.now(problem)
     return {"kind": type(problem).__name__, "error": str(problem)[:_LONGEST_ERROR], "where": where}
 
 
@@ -64,10 +69,12 @@ def _report() -> None:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return
+    _phases.mark(_error.get("phase") or _phases.now())
     stats, control = torch.cuda.memory_stats(), _control()
     seen = {
-        "allocated_peak_bytes": max(_peaks[0], stats.get("allocated_bytes.all.peak", 0)),
-        "reserved_peak_bytes": max(_peaks[1], stats.get("reserved_bytes.all.peak", 0)),
+        "allocated_peak_bytes": max((allocated for allocated, _ in _phases.peaks.values()), default=0),
+        "reserved_peak_bytes": max((reserved for _, reserved in _phases.peaks.values()), default=0),
+        "phases": _phases.peaks,
         "managed_peak_bytes": control.managed_peak_bytes(),
         "ooms": stats.get("num_ooms", 0),
         "missing": control.last_missing(),
@@ -96,24 +103,6 @@ def _breakdown(torch: Any, allocated_peak_bytes: int) -> dict[str, Any]:
     return breakdown.to_json(found, stacks=True)
 
 
-def _keep_peaks(memory: ModuleType) -> None:
-    """Remember the peaks that the script forgets when it begins new ones."""
-
-    def keeping(name: str) -> Callable[..., Any]:
-        begin = getattr(memory, name)
-
-        def begin_anew(*args: Any, **kwargs: Any) -> Any:
-            _peaks[0] = max(_peaks[0], memory.max_memory_allocated())
-            _peaks[1] = max(_peaks[1], memory.max_memory_reserved())
-            return begin(*args, **kwargs)
-
-        return begin_anew
-
-    for name in ("reset_peak_memory_stats", "reset_max_memory_allocated", "reset_max_memory_cached"):
-        if hasattr(memory, name):
-            setattr(memory, name, keeping(name))
-
-
 def _record_history(cuda: ModuleType) -> None:
     if os.environ.get(EXPLAIN):
         cuda._lazy_call(
@@ -140,26 +129,6 @@ def _decompose_on_host(linalg: ModuleType) -> None:
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
-    "torch.cuda.memory": _keep_peaks,
     "torch.cuda": _record_history,
     "torch.linalg": _decompose_on_host,
 }
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules to be patched as everybody else would, and has them patched right after they ran."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        patch = _PATCHES.get(fullname)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target) if patch else None
-        if patch and spec and spec.loader:
-            run = spec.loader.exec_module
-
-            def run_and_patch(module: ModuleType) -> None:
-                run(module)
-                patch(module)
-
-            spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]
-        return spec

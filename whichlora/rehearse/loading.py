@@ -31,7 +31,9 @@ def load_model(workload: Workload, device: str, folder: Path) -> Any:
     config = make_config(workload)
     dtype = getattr(torch, dtype_name(workload))
     auto = getattr(transformers, AUTO_CLASSES[workload.task])
-    settings: dict[str, Any] = {dtype_field(config): dtype, "attn_implementation": workload.attention}
+    settings: dict[str, Any] = {dtype_field(config): dtype}
+    if workload.attention != "sdpa":  # which Transformers takes by itself where the model has it
+        settings["attn_implementation"] = workload.attention
     if workload.quantization != "none":
         settings["quantization_config"] = _quantization(workload, dtype)
     return auto.from_pretrained(str(_checkpoint(workload, folder)), device_map={"": device}, **settings)

@@ -46,7 +46,7 @@ class Pool:
     ) -> None:
         self._variables = {**os.environ, **variables}
         first = variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
-        self._variables["PYTHONPATH"] = f"{first}{os.pathsep}{packages}" if packages else _python_path(first)
+        self._variables["PYTHONPATH"] = f"{first}{os.pathsep}{packages}" if packages else python_path(first)
         self._python = str(python or sys.executable)
         self._module, self._jobs, self._timeout_s = module, jobs, timeout_s
         self._workers: list[_Worker] = []
@@ -201,7 +201,7 @@ class _Worker:
         return lines[-1] if lines else ""
 
 
-def _python_path(first: str) -> str:
+def python_path(first: str) -> str:
     """Return a PYTHONPATH on which a worker finds our packages where this process found them."""
     folders = dict.fromkeys(str(Path(str(import_module(name).__file__)).parents[1]) for name in _OUR_PACKAGES)
     return os.pathsep.join(filter(None, [first, *folders]))

@@ -19,7 +19,7 @@ from whichlora_profiles_db import PhasePeak, Store, environment_from_json, workl
 
 from . import breakdown
 from .adapters import check
-from .cards import find_card
+from .cards import UNLIMITED, find_card
 from .pool import Pool
 from .records import Rehearsal
 from .stacks import OtherStack
@@ -116,7 +116,13 @@ def _checked(jobs: int | None, timeout_s: float) -> int:
 
 def _wants_bitsandbytes(workload: Workload) -> bool:
     trains = workload.phase == "train"
-    return workload.quantization != "none" or (trains and workload.optimizer.startswith(("paged", "adamw-8bit")))
+    return workload.quantization != "none" or (trains and workload.optimizer.startswith(("paged", "adamw-8bit", "lion-8bit")))
+
+
+def environment_of(gpu: Gpu, *, limited: bool = True) -> dict[str, str]:
+    """Return what workers find in their environment on a card; one that is not `limited` has room for anything."""
+    card = gpu if limited else dataclasses.replace(gpu, total_bytes=find_card(UNLIMITED).total_bytes)
+    return _environment(card, alloc_conf=None, routing="even", python=None)
 
 
 def _environment(gpu: Gpu, *, alloc_conf: str | None, routing: str, python: Path | None) -> dict[str, str]:
@@ -186,7 +192,7 @@ class _Plan:
 
 
 def _rehearsal(workload: Workload, gpu: Gpu, answer: Mapping[str, Any]) -> Rehearsal:
-    peaks = answer.get("peaks", {}).items()
+    peaks = [(name, peak) for name, peak in answer.get("peaks", {}).items() if peak[0]]  # it may fail before it allocates
     return Rehearsal(
         workload=workload,
         gpu=gpu,
