@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -136,7 +137,7 @@ class _Writer:
         words: list[object] = ["finetune", plan, "--out", self.folder / "finetune", *self._where(card=False), *offline]
         tunes = whichlora(self.cluster, *words)
         seconds = _DAY_S if choice.time_s is None else START_S + self.cluster.time_margin * choice.time_s
-        lines = (f"[ -f {plan} ] || {picks} || exit 1", tunes)
+        lines = (f"[ -f {shlex.quote(str(plan))} ] || {picks} || exit 1", tunes)
         return Job(name="finetune", gpu_type=self.gpu_type, lines=lines, seconds=seconds, resumes=True)
 
     def _where(self, *, card: bool = True) -> list[object]:

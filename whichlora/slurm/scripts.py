@@ -13,7 +13,6 @@ from .settings import Cluster
 
 #: Seconds before the end of a job's time at which a training is told to save.
 NOTICE_S = 120
-_STOPPED = 143  # exit status of a training that was asked to stop: it resumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +73,8 @@ def _watched(command: str) -> list[str]:
         "child=$!",
         "trap 'kill -TERM $child 2>/dev/null' TERM",
         "trap 'again=1; kill -TERM $child 2>/dev/null' USR1  # time is nearly up",
-        "wait $child; status=$?",
-        "while kill -0 $child 2>/dev/null; do wait $child; status=$?; done",
-        f'if [ -n "$again" ] && [ $status -eq {_STOPPED} ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi',
+        "while wait $child; status=$?; [ $status -gt 128 ] && kill -0 $child 2>/dev/null; do :; done",
+        'if [ -n "$again" ] && [ $status -gt 128 ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi',
         "exit $status",
     ]
 
