@@ -1,16 +1,20 @@
 """Compare estimates with rehearsed truth: error of peaks by family, method, phase.
 
-usage: python benchmarks/accuracy.py WORKLOADS.jsonl [--only SUBSTRING] [--json] [--ratios FILE]
+usage: python benchmarks/accuracy.py WORKLOADS.jsonl[.gz] [--only SUBSTRING] [--json] [--ratios FILE]
+       python benchmarks/accuracy.py WORKLOADS.jsonl[.gz] --diff ID [--layers N] [--smallest BYTES]
 
 Each line is a workload with its `truth` (allocated_peak_bytes, reserved_peak_bytes, trainable_params). `--ratios`
-writes the quantiles of measured over predicted bytes that predictions take their intervals from.
+writes the quantiles of measured over predicted bytes that predictions take their intervals from. `--diff` rehearses one
+workload and shows the first allocations where its timeline and the real trace part.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +62,40 @@ def main() -> None:
     parser.add_argument("--gpu", default="a100-sxm-80gb")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--ratios", type=Path, help="write interval ratios to this file")
+    parser.add_argument("--diff", metavar="ID", help="show where this workload's timeline and its real trace part")
+    parser.add_argument("--layers", type=int, help="with --diff: cut the model to so many layers")
+    parser.add_argument("--smallest", type=int, default=2048, help="with --diff: leave out smaller allocations (bytes)")
+    parser.add_argument("--step", type=int, default=2, help="with --diff: which step, or token, is compared")
+    parser.add_argument("--hunks", type=int, default=8, help="with --diff: how many differences are shown")
     arguments = parser.parse_args()
-    lines = [line for line in arguments.workloads.read_text(encoding="utf-8").splitlines() if arguments.only in line]
+    lines = [line for line in read_text(arguments.workloads).splitlines() if arguments.only in line]
+    if arguments.diff:
+        print(diff(lines, arguments))
+        return
     cases, refused = compare([json.loads(line) for line in lines], arguments.gpu)
     if arguments.ratios:
         text = json.dumps(ratios(cases, lines, arguments.workloads.name), indent=1)
         arguments.ratios.write_text(text + "\n", encoding="utf-8")
     print(json.dumps(summary(cases, refused)) if arguments.json else report(cases, refused))
+
+
+def read_text(path: Path) -> str:
+    """Read a file, packed or not."""
+    if path.suffix == ".gz":
+        return gzip.decompress(path.read_bytes()).decode()
+    return path.read_text(encoding="utf-8")
+
+
+def diff(lines: Sequence[str], arguments: argparse.Namespace) -> str:
+    """Compare one workload's traces."""
+    sys.path.append(str(Path(__file__).parents[1]))
+    from benchmarks.tracediff import trace_diff
+
+    found = [fields for line in lines if (fields := json.loads(line)).get("id") == arguments.diff]
+    if not found:
+        raise SystemExit(f"no line with id {arguments.diff!r} in {arguments.workloads}")
+    settings = {"layers": arguments.layers, "step": arguments.step, "hunks": arguments.hunks}
+    return trace_diff(found[0], smallest_bytes=arguments.smallest, **settings)
 
 
 def compare(lines: Sequence[dict[str, Any]], gpu_name: str) -> tuple[list[Case], list[str]]:

@@ -36,6 +36,8 @@ class Linear:
     clones_result = False
     #: Whether the bias is added by an operator of its own, behind the product.
     adds_bias = False
+    #: Whether the weight lies in memory as [in, out].
+    transposed = False
 
     def __init__(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
         self.name = name

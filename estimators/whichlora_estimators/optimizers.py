@@ -275,7 +275,7 @@ def clip(parameters: Sequence[Tensor]) -> None:
 #: Elements that one block of a foreach kernel works on (MultiTensorApply.cuh, kChunkSize).
 _NORM_CHUNK = 65536
 
-for _optimizer in (AdamW(), FusedAdamW(), LoopAdamW(), Sgd(), MomentumSgd(), Adafactor()):
-    _register(_optimizer)
-for _optimizer in (AdamW8bit(), PagedAdamW8bit(), PagedAdamW(), Lion8bit(), PagedLion8bit()):
-    _register(_optimizer)
+_KINDS: tuple[type[Optimizer], ...] = (AdamW, FusedAdamW, LoopAdamW, Sgd, MomentumSgd, Adafactor, AdamW8bit, Lion8bit)
+_KINDS += (PagedAdamW, PagedAdamW8bit, PagedLion8bit)
+for _kind in _KINDS:
+    _register(_kind())

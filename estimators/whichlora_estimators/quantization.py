@@ -9,6 +9,7 @@ from . import ops, products
 from .errors import UnknownName
 from .layers import Build, Linear, MakeLinear, plain_linear
 from .reductions import column_sum_bytes
+from .stack import PACKED_ROWS
 from .tape import BOOL, FP16, FP32, INT8, INT32, UINT8, Dtype, Kernel, Leaf, Tensor, View
 
 #: Host time of a quantized layer beside its kernels', counted in launches: Python, and operators registered by Python. Of
@@ -104,7 +105,8 @@ class Linear4bit(Linear):
 
     def _fused_product(self, x: Tensor, rows: int) -> Tensor:
         tape = x.tape
-        fallback = not reads_packed(rows, self.out_features, self.in_features)
+        several = rows == 1 or tape.stack.does(PACKED_ROWS)
+        fallback = not (several and reads_packed(rows, self.out_features, self.in_features))
         scales = [tape.new((self.scales[0].numel,), FP32) for _ in range(2)] if fallback and self.double else []
         weight = tape.new((self.out_features, self.in_features), self.dtype) if fallback else None
         out = tape.new((*x.shape[:-1], self.out_features), x.dtype)

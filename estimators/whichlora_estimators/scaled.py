@@ -127,6 +127,15 @@ def _from_nearer_end(label: str, layers: int) -> str:
     return " ".join(words)
 
 
+def _tells_layers_apart(workload: Workload) -> bool:
+    """Say whether adapters may differ from layer to layer: by a pattern, or by names that tell more than the last part."""
+    targets = workload.targets
+    if isinstance(targets, str) and targets != "all-linear":
+        return True
+    names = (*(targets if isinstance(targets, tuple) else ()), *workload.rank_pattern, *workload.modules_to_save)
+    return any("." in name for name in names)
+
+
 class Scaled:
     """One setup — model, method, lengths, precision … — at any batch size.
 
@@ -135,12 +144,14 @@ class Scaled:
 
     def __init__(self, workload: Workload) -> None:
         family = find_family(str(workload.config.get("model_type")))
-        self.layers = family.read(workload.config).count(family.layers_key)
-        shallow, deeper = 2 * family.period, 3 * family.period
-        if self.layers < deeper:
+        config = family.read(workload.config)
+        self.layers, period = config.count(family.layers_key), family.period(config)
+        shallow = 2 * period + self.layers % period  # so that the last layers are those of the deep model
+        deeper = shallow + period
+        if self.layers < deeper or _tells_layers_apart(workload):
             raise NotAffine
         self.depths = [_Depth(workload, layers, family.layers_key) for layers in (shallow, deeper)]
-        self.steps = (self.layers - shallow) / family.period
+        self.steps = (self.layers - shallow) // period
         self.known_times: dict[tuple[int, str], Times] = {}
 
     @property

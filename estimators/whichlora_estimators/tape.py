@@ -301,8 +301,12 @@ class Tape:
         of_tensor = [isinstance(each, Tensor) for each in given]
         needed = [tensor.node is not None for tensor in tensors]
         outs = [out for out in (results if isinstance(results, tuple) else (results,)) if isinstance(out, Tensor)]
+        kinds = [(out.shape, out.dtype) for out in outs]
 
-        def backward(grads: list[Tensor | None] | Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(given: list[Tensor | None] | Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
+            grads: list[Tensor | None] = given if isinstance(given, list) else [given]
+            for index, kind in enumerate(kinds):  # a result that nobody used has a gradient of zeros
+                grads[index] = self.new(*kind) if grads[index] is None else grads[index]
             detached = [tensor.detach() for tensor in saved]
             for tensor, need in zip(detached, needed, strict=True):
                 tensor.node = Leaf() if need else None
@@ -311,7 +315,7 @@ class Tape:
             results = self._recorded(partial(again, *arguments), autocast)
             remade = [out for out in (results if isinstance(results, tuple) else (results,)) if isinstance(out, Tensor)]
             del arguments
-            self._walk(list(zip(remade, grads if isinstance(grads, list) else [grads], strict=True)), self.section)
+            self._walk(list(zip(remade, grads, strict=True)), self.section)
             return tuple([tensor.node.grad if isinstance(tensor.node, Leaf) else None for tensor in detached])
 
         node = self.record(outs[0], tensors, tensors, backward, outputs=len(outs))

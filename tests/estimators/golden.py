@@ -52,7 +52,7 @@ def check_golden(
         if reserved_tolerance is not None:
             error = state.reserved_peak_bytes / truth["reserved_peak_bytes"] - 1
             errors["reserved"] = error, reserved_tolerance
-        if requested_tolerance is not None:
+        if requested_tolerance is not None and "requested_peak_bytes" in truth:
             error = requested_peak_bytes(timeline) / truth["requested_peak_bytes"] - 1
             errors["requested"] = error, requested_tolerance
         misses += [

@@ -17,7 +17,7 @@ def smallest(family: str) -> ModelShape | None:
 def shallow_config(shape: ModelShape) -> dict[str, object]:
     """Cut a model to three periods of layers: enough to have a first, a middle and a last one."""
     recipe = all_families()[shape.family]
-    return {**shape.config, recipe.layers_key: 3 * recipe.period}
+    return {**shape.config, recipe.layers_key: 3 * recipe.period(recipe.read(shape.config))}
 
 
 def shallow_workloads(**setup: object) -> list[Workload]:

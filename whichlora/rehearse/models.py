@@ -42,7 +42,8 @@ def build_model(workload: Workload, device: str) -> Any:
     import transformers
 
     config = make_config(workload)
-    config._attn_implementation = workload.attention
+    if workload.attention != "sdpa":  # which Transformers takes by itself where the model has it, else eager attention
+        config._attn_implementation = workload.attention
     if workload.task == "seq-cls" and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # without one, only a single sample can be classified
     auto = getattr(transformers, AUTO_CLASSES[workload.task])

@@ -231,11 +231,11 @@ def _generation(model: Any, ids: Any, workload: Workload, phase: Phase) -> None:
     """Prefill a cache, then one token at a time, each the likeliest."""
     import torch
 
-    with phase("prefill"):
+    with phase("prefill"), _autocast(workload, ids.device.type):
         cache = _cache(model, workload)
         output = model(input_ids=ids, use_cache=True, **cache, **_logits(model, workload))
     for _ in range(workload.decode_len - 1):
-        with phase("decode"):
+        with phase("decode"), _autocast(workload, ids.device.type):
             token = output.logits[:, -1:].argmax(-1)
             ids = torch.cat([ids, token], 1)
             output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)

@@ -239,8 +239,6 @@ class Model(ABC):
     """A recipe: parameters in the order in which the real module makes them, and its forward pass."""
 
     defaults: ClassVar[Mapping[str, Any]] = {}
-    #: Layers repeat their structure with this period (2 where every other layer slides its window).
-    period: ClassVar[int] = 1
     #: What PEFT's own LoRA default adapts for this family (peft/utils/constants.py, 0.21).
     default_targets: ClassVar[tuple[str, ...]] = ("q_proj", "v_proj")
     tasks: ClassVar[tuple[str, ...]] = ("causal",)
@@ -264,6 +262,17 @@ class Model(ABC):
     def read(cls, config: Mapping[str, Any]) -> Config:
         """Read a config.json as this family spells it."""
         return Config({cls.aliases.get(key, key): value for key, value in config.items()}, cls.defaults)
+
+    @classmethod
+    def layer_kinds(cls, c: Config) -> list[object]:
+        """Return what tells layers apart: equal for layers of one structure."""
+        return [None] * c.count(cls.layers_key)
+
+    @classmethod
+    def period(cls, c: Config) -> int:
+        """Return after how many layers their structure repeats (2 where every other layer slides its window)."""
+        kinds = cls.layer_kinds(c)
+        return next(step for step in range(1, len(kinds) + 1) if kinds[step:] == kinds[:-step])
 
     @abstractmethod
     def make(self, c: Config, build: Build) -> None:

@@ -115,7 +115,6 @@ class Gemma2(WindowedGemma):
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     }
-    period = 2
 
     def block(self, c: Config, build: Build, index: int) -> Callable[[Tensor, Positions, Context], Tensor]:
         """Make one layer."""
@@ -123,7 +122,8 @@ class Gemma2(WindowedGemma):
         attention.softcap = bool(c.optional("attn_logit_softcapping"))
         return SandwichBlock(c, build, attention)
 
-    def layer_windows(self, c: Config) -> dict[int, int]:
+    @classmethod
+    def layer_windows(cls, c: Config) -> dict[int, int]:
         """Return the windows: those of the layers 0, 2, 4 ..., unless `layer_types` says otherwise."""
         return some_layers(c, lambda index: index % 2 == 0)
 
@@ -158,7 +158,6 @@ class Gemma3(WindowedGemma):
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
     }
-    period = 6
 
     def block(self, c: Config, build: Build, index: int) -> Callable[[Tensor, Positions, Context], Tensor]:
         """Make one layer."""
@@ -166,7 +165,8 @@ class Gemma3(WindowedGemma):
         attention.softcap = False  # the config may name a cap, but this model's attention is never given it
         return SandwichBlock(c, build, attention)
 
-    def layer_windows(self, c: Config) -> dict[int, int]:
+    @classmethod
+    def layer_windows(cls, c: Config) -> dict[int, int]:
         """Return the windows: those of all layers but each sixth, unless the config says otherwise."""
         pattern = c.count("sliding_window_pattern")
         return some_layers(c, lambda index: (index + 1) % pattern != 0)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from .. import attention, layers, ops
 from ..errors import Unsupported
-from ..layers import Build, LayerNorm
+from ..layers import Build, LayerNorm, Linear
 from ..tape import INT64, Tensor
 from .base import Config, Context, Decoder, Positions, family
 
@@ -20,8 +20,8 @@ class Attention:
 
     def __init__(self, c: Config, build: Build, index: int) -> None:
         self.width, self.heads, self.index = c.count("n_embd"), c.count("n_head"), index
-        self.qkv = build.linear("attn.c_attn", self.width, 3 * self.width, bias=True)
-        self.out = build.linear("attn.c_proj", self.width, self.width, bias=True)
+        self.qkv = _linear(build, "attn.c_attn", self.width, 3 * self.width)
+        self.out = _linear(build, "attn.c_proj", self.width, self.width)
         self.dropout, self.residual_dropout = c.rate("attn_pdrop"), c.rate("resid_pdrop")
 
     def __call__(self, x: Tensor, shared: Positions, context: Context) -> tuple[Tensor, Tensor | None]:
@@ -35,14 +35,20 @@ class Attention:
         return ops.dropout(out, self.residual_dropout), weights
 
 
+def _linear(build: Build, name: str, n_in: int, n_out: int) -> Linear:
+    layer = build.linear(name, n_in, n_out, bias=True)
+    layer.transposed = not layer.quantized
+    return layer
+
+
 class Mlp:
     """dropout(project(act(widen(x))))."""
 
     def __init__(self, c: Config, build: Build) -> None:
         width = c.count("n_embd")
         inner = int(c.get("n_inner") or 4 * width)
-        self.widen = build.linear("mlp.c_fc", width, inner, bias=True)
-        self.project = build.linear("mlp.c_proj", inner, width, bias=True)
+        self.widen = _linear(build, "mlp.c_fc", width, inner)
+        self.project = _linear(build, "mlp.c_proj", inner, width)
         self.act = layers.find_activation(c.get("activation_function"))
         self.dropout = c.rate("resid_pdrop")
 

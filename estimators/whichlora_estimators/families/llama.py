@@ -148,7 +148,8 @@ class WindowedLlama(WindowedDecoder, Llama):
 
     always_masks_full = True
 
-    def layer_windows(self, c: Config) -> dict[int, int]:
+    @classmethod
+    def layer_windows(cls, c: Config) -> dict[int, int]:
         """Return the windows: those of the layers from `max_window_layers` on, if the config wants any."""
         if not c.flag("use_sliding_window"):
             return {}
@@ -187,6 +188,7 @@ class Mistral(WindowedDecoder, Llama):
 
     defaults = {**Llama.defaults, "num_key_value_heads": 8, "sliding_window": 4096}
 
-    def layer_windows(self, c: Config) -> dict[int, int]:
+    @classmethod
+    def layer_windows(cls, c: Config) -> dict[int, int]:
         """Return the window of every layer."""
         return all_layers(c)

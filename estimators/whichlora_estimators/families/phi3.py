@@ -117,7 +117,8 @@ class Phi3(WindowedDecoder, Llama):
         """Return how many columns of a head are rotated."""
         return rotary_columns(c)
 
-    def layer_windows(self, c: Config) -> dict[int, int]:
+    @classmethod
+    def layer_windows(cls, c: Config) -> dict[int, int]:
         """Return the window of every layer."""
         return all_layers(c)
 

@@ -64,7 +64,8 @@ class Starcoder2(WindowedDecoder):
         self.dropout = c.rate("embedding_dropout")
         super().make(c, build)
 
-    def layer_windows(self, c: Config) -> dict[int, int]:
+    @classmethod
+    def layer_windows(cls, c: Config) -> dict[int, int]:
         """Return the window of every layer."""
         return all_layers(c)
 

@@ -51,9 +51,16 @@ class WindowedDecoder(RotaryDecoder):
         self.windows = self.layer_windows(c)
         self.blocks = [WindowedLayer(block) if i in self.windows else block for i, block in enumerate(self.blocks)]
 
+    @classmethod
     @abstractmethod
-    def layer_windows(self, c: Config) -> dict[int, int]:
+    def layer_windows(cls, c: Config) -> dict[int, int]:
         """Return the window of each layer that has one."""
+
+    @classmethod
+    def layer_kinds(cls, c: Config) -> list[object]:
+        """Return each layer's window."""
+        windows = cls.layer_windows(c)
+        return [(kind, windows.get(index)) for index, kind in enumerate(super().layer_kinds(c))]
 
     def positions(self, x: Tensor, ids: Tensor, context: Context) -> Positions:
         """Make the masks, then cos and sin."""

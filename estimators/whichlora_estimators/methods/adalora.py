@@ -20,9 +20,10 @@ from .base import Method, adapter_dtype, check_rank, method, trained, upcast
 from .targets import adapted_linears
 
 #: What PEFT adapts by default, by model_type, where that differs from LoRA (peft/utils/constants.py).
-_TARGETS: Mapping[str, tuple[str, ...]] = {
+TARGETS: Mapping[str, tuple[str, ...]] = {
     "falcon": (),
     "mistral": (),
+    "mixtral": (),
     "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
     "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
     "phi": (),
@@ -111,7 +112,7 @@ class AdaLora(Method):
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter, and the loss its penalty."""
         with upcast(model.build):
-            linears = adapted_linears(model, workload, default=_TARGETS.get(str(model.config.get("model_type"))))
+            linears = adapted_linears(model, workload, default=TARGETS.get(str(model.config.get("model_type"))))
             adapters = [AdaLoraLinear(layer, model.build, workload) for layer in linears]
         for adapter in adapters:
             adapter.layer.adapter = adapter

@@ -31,6 +31,7 @@ TARGETS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "gpt_neox": (("query_key_value", "dense_4h_to_h"), "dense_4h_to_h"),
     "llama": (("k_proj", "v_proj", "down_proj"), "down_proj"),
     "mistral": (("k_proj", "v_proj", "down_proj"), "down_proj"),
+    "mixtral": (("k_proj", "v_proj", "w2"), "w2"),
     "mt5": (("k", "v", "wi_1"), ""),
     "opt": (("q_proj", "k_proj", "fc2"), "fc2"),
     "phi": (("q_proj", "v_proj", "fc2"), "fc2"),

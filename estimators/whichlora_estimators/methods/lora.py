@@ -11,8 +11,9 @@ from __future__ import annotations
 from .. import ops, products
 from ..families.base import Model
 from ..layers import Build, Linear
+from ..reductions import column_sum_bytes
 from ..stack import DORA_REUSES_RESULT, FP32_ADAPTERS
-from ..tape import FP16, FP32, Dtype, Tensor
+from ..tape import FP16, FP32, UINT8, Dtype, Tensor
 from ..workload import Workload
 from .base import Method, adapter_dtype, check_rank, method, trained, upcast
 from .stacks import LoraStack, lora_targets
@@ -125,7 +126,10 @@ class DoraLinear(LoraLinear):
     def _weight_norm(self, weight: Tensor, lora_weight: Tensor) -> Tensor:
         weight = ops.add(weight, ops.scale(lora_weight))
         weight.tape.launch(weight.bytes)
-        return weight.tape.new((self.layer.out_features,), weight.dtype)
+        norm = weight.tape.new((self.layer.out_features,), weight.dtype)
+        if self.layer.transposed:  # summed over the first dimension in memory
+            weight.tape.new((column_sum_bytes(self.layer.in_features, self.layer.out_features),), UINT8)
+        return norm
 
 
 def _adapt(model: Model, workload: Workload, *, freeze_a: bool = False) -> None:

@@ -7,6 +7,8 @@ Layers take as many columns of A and rows of B as they are wide, as views, and t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .. import ops, products
 from ..families.base import Model
 from ..layers import Build, Linear
@@ -14,6 +16,9 @@ from ..tape import Dtype, Tensor
 from ..workload import Workload
 from .base import Method, adapter_dtype, method, trained, upcast
 from .targets import adapted_linears
+
+#: What PEFT adapts by default, by model_type, where that differs from LoRA (peft/utils/constants.py).
+TARGETS: Mapping[str, tuple[str, ...]] = {"phi": ("q_proj", "v_proj")}
 
 
 class Projections:
@@ -72,7 +77,7 @@ class Vera(Method):
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target its vectors."""
-        layers = adapted_linears(model, workload)
+        layers = adapted_linears(model, workload, default=TARGETS.get(str(model.config.get("model_type"))))
         shared = Projections(layers, workload.rank)
         with upcast(model.build):
             for layer in layers:
