@@ -11,6 +11,7 @@ from whichlora_estimators.gpus import Gpu, find_gpu
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import ModelShape, load_model
 from whichlora_estimators.roofline import time_interval
+from whichlora_estimators.stack import NEWEST_STACK, Stack, parse_stack
 from whichlora_estimators.timeline import count_parameters
 from whichlora_estimators.workload import Workload, workload_from_json
 
@@ -26,16 +27,19 @@ def estimate(
     method: str = "lora",
     checkpointing: bool | None = None,
     offline: bool = False,
+    stack: str | Stack = NEWEST_STACK,
     **setup: Any,
 ) -> Prediction:
     """Predict peak memory and time of a training step, or of a generation (`phase="generate"`), on a card.
 
     `method` may join a quantization (`"qlora"`); `checkpointing=None` turns it on above 1B parameters; `setup` takes
-    the other fields of `Workload` (batch_size, seq_len, rank, …). Raises WhichloraError for what is not known.
+    the other fields of `Workload` (batch_size, seq_len, rank, …), `stack` library versions ("torch==2.6.0"), newest
+    ones unless named. Raises WhichloraError for what is not known.
     """
     shape = load_model(model, offline=offline) if isinstance(model, str) else model
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    return predict(make_workload(shape, method=method, checkpointing=checkpointing, **setup), card)
+    versions = parse_stack(stack) if isinstance(stack, str) else stack
+    return predict(make_workload(shape, method=method, checkpointing=checkpointing, **setup), card, stack=versions)
 
 
 def make_workload(
@@ -57,12 +61,14 @@ def checkpoints_by_default(shape: ModelShape) -> bool:
     return size > CHECKPOINTING_ABOVE
 
 
-def answer_lines(lines: Iterable[Mapping[str, Any]], gpu: Gpu) -> Iterator[dict[str, Any]]:
+def answer_lines(
+    lines: Iterable[Mapping[str, Any]], gpu: Gpu, *, stack: Stack = NEWEST_STACK
+) -> Iterator[dict[str, Any]]:
     """Answer workloads in the JSON-lines format in order; one that must be refused gets its `error`."""
     for fields in lines:
         try:
             workload = workload_from_json(fields)
-            yield answer(predict(workload, gpu))
+            yield answer(predict(workload, gpu, stack=stack))
         except WhichloraError as error:
             yield {"id": fields.get("id", ""), "error": str(error)}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from whichlora_estimators.estimate import Estimate, estimate
 from whichlora_estimators.gpus import Gpu
+from whichlora_estimators.stack import NEWEST_STACK, Stack
 from whichlora_estimators.units import MIB
 from whichlora_estimators.workload import Workload
 
@@ -47,9 +48,12 @@ class Prediction:
     evidence: str = "formula"
 
 
-def predict(workload: Workload, gpu: Gpu) -> Prediction:
-    """Predict a workload on a card. Raises UnknownName, BadValue or Unsupported for what has no formula."""
-    found = estimate(workload, gpu)
+def predict(workload: Workload, gpu: Gpu, *, stack: Stack = NEWEST_STACK) -> Prediction:
+    """Predict a workload on a card under some library versions.
+
+    Raises UnknownName, BadValue or Unsupported for what has no formula.
+    """
+    found = estimate(workload, gpu, stack=stack)
     allocated = _interval("allocated", workload, found.allocated_peak_bytes)
     process = _with_context(_interval("reserved", workload, found.reserved_peak_bytes), found.context_bytes)
     needed_bytes = allocated.low_bytes + found.context_bytes

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .allocator import AllocatorConfig, CachingAllocator
 from .gpus import Gpu, context_bytes
 from .roofline import lane_times
+from .stack import NEWEST_STACK, Stack
 from .tape import Kernel
 from .timeline import DECODE_STEPS, Timeline, lay
 from .workload import Workload
@@ -66,9 +67,14 @@ class Estimate:
         return {**self.peak.components, "fragmentation": fragmentation, "CUDA context": self.context_bytes}
 
 
-def estimate(workload: Workload, gpu: Gpu, *, allocator: AllocatorConfig | None = None) -> Estimate:
-    """Estimate a workload on a card. Raises UnknownName, BadValue or Unsupported for what has no formula."""
-    timeline = lay(workload, compute_capability=gpu.compute_capability)
+def estimate(
+    workload: Workload, gpu: Gpu, *, allocator: AllocatorConfig | None = None, stack: Stack = NEWEST_STACK
+) -> Estimate:
+    """Estimate a workload on a card under some library versions.
+
+    Raises UnknownName, BadValue or Unsupported for what has no formula.
+    """
+    timeline = lay(workload, compute_capability=gpu.compute_capability, multiprocessors=gpu.sm_count, stack=stack)
     state = timeline.replay(CachingAllocator(allocator))
     return Estimate(
         workload=workload,

@@ -15,6 +15,7 @@ from whichlora_calibration import Prediction, predict
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.models import load_model
+from whichlora_estimators.stack import Stack, parse_stack
 from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_estimators.workload import ATTENTIONS, PRECISIONS, Workload
 
@@ -57,6 +58,7 @@ WORKLOADS_GPU = "a100-sxm-80gb"
 @click.option("--prefill-len", "prefill_lens", multiple=True, type=int, default=[1024], show_default=True)
 @click.option("--decode-len", type=int, default=128, show_default=True, help="New tokens, for --generate.")
 @click.option("--all-logits", is_flag=True, help="Keep logits of every prompt position (before transformers 4.45).")
+@click.option("--stack", default="", help="Library versions: torch==2.6.0,transformers==4.57.6 (default: newest).")
 @click.option("--explain", is_flag=True, help="Itemise each prediction at its peak.")
 @click.option(
     "--workloads", type=click.Path(path_type=Path), help="Predict one workload per line of a JSON-lines file."
@@ -72,15 +74,18 @@ def estimate(
     use: LoRA of rank 16 on all linear layers, bf16 weights, sdpa attention, AdamW, checkpointing above 1B parameters.
     """
     if workloads is not None:
-        _echo_workloads(workloads, gpus, as_json)
+        _echo_workloads(workloads, gpus, as_json, parse_stack(options["stack"]))
         return
     if not models or not gpus:
         missing = "MODEL" if not models else "--gpu"
         raise BadValue(
             f"no {missing} given", todo="Example: whichlora estimate meta-llama/Llama-3.1-8B --gpu rtx-4090."
         )
+    stack = parse_stack(options["stack"])
     predictions = [
-        predict(workload, find_gpu(gpu)) for workload in _combinations(models, options) for gpu in dict.fromkeys(gpus)
+        predict(workload, find_gpu(gpu), stack=stack)
+        for workload in _combinations(models, options)
+        for gpu in dict.fromkeys(gpus)
     ]
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "predictions": [_as_json(p, options) for p in predictions]}, indent=1))
@@ -211,11 +216,11 @@ def explanation(prediction: Prediction) -> str:
     )
 
 
-def _echo_workloads(path: Path, gpus: tuple[str, ...], as_json: bool) -> None:
+def _echo_workloads(path: Path, gpus: tuple[str, ...], as_json: bool, stack: Stack) -> None:
     gpu = find_gpu(gpus[0] if gpus else WORKLOADS_GPU)
     if not gpus:
         click.echo(f"times and context are those of {gpu.name}; --gpu names another card", err=True)
-    for found in answer_lines(read_lines(path), gpu):
+    for found in answer_lines(read_lines(path), gpu, stack=stack):
         if as_json:
             click.echo(json.dumps(found))
         elif "error" in found:
