@@ -1,0 +1,33 @@
+"""Random values for weights that no checkpoint gave: finite through a whole model, quantised or not."""
+
+from __future__ import annotations
+
+import pytest
+
+from whichlora.rehearse.values import give_values
+
+from .conftest import on_host
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "fp4"])
+@pytest.mark.parametrize("double_quantization", [True, False])
+def test_a_model_with_such_values_computes_numbers(quantization: str, double_quantization: bool) -> None:
+    """Whatever memory held before, logits are finite and differ between tokens."""
+    import torch
+
+    from whichlora.rehearse.models import build_model
+
+    if quantization == "none" and not double_quantization:
+        pytest.skip("nothing is quantised")
+    workload = on_host(quantization=quantization, double_quantization=double_quantization)
+    model = build_model(workload, "cpu")
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point() and quantization != "none":
+                tensor.data.fill_(float("nan"))
+        give_values(model, quantized=quantization != "none")
+        logits = model(input_ids=torch.arange(8)[None]).logits
+    assert torch.isfinite(logits).all()
+    assert logits.std() > 0
