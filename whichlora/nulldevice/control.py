@@ -19,6 +19,10 @@ def _device() -> ctypes.CDLL | None:
         return None
     for name in _SIZES:
         getattr(process, f"nullcuda_{name}").restype = ctypes.c_size_t
+    process.nullcuda_launches.restype = ctypes.c_ulonglong
+    process.nullcuda_device_s.restype = ctypes.c_double
+    process.nullcuda_work.argtypes = (ctypes.c_double, ctypes.c_double)
+    process.nullcuda_work.restype = None
     process.nullcuda_last_missing.restype = ctypes.c_char_p
     return process
 
@@ -65,6 +69,24 @@ def pinned_bytes() -> int:
 def pinned_peak_bytes() -> int:
     """Return the most pinned host memory that was in use, in bytes, since the start or the last `reset`."""
     return int(_here().nullcuda_pinned_peak())
+
+
+def launches() -> int:
+    """Return how many kernels, matrix products, copies and fills were launched on the card since the start."""
+    return int(_here().nullcuda_launches())
+
+
+def work(host_s: float, device_s: float) -> None:
+    """Lay work on the card's two lanes: the host issues it for `host_s`, then the card executes it for `device_s`.
+
+    From the first call on, CUDA events tell the time of these lanes.
+    """
+    _here().nullcuda_work(host_s, device_s)
+
+
+def device_s() -> float:
+    """Return when the card has executed all that was laid so far, in seconds since the start."""
+    return float(_here().nullcuda_device_s())
 
 
 def reset() -> None:
