@@ -17,11 +17,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.published_rows import AFTER_STEP, PROCESS, PublishedRow, Shapes, Unmapped, map_row, source_name
 from whichlora_profiles_db import Measurement, TimeStats, read_manifest, workload_id, write_pack
 from whichlora_profiles_db.publications import PATH, RELATIVE, PublishedFacts, notes_of
 
+#: What the pack lacks of the table that it was made of, and why.
+LEFT_OUT = Path(__file__).with_name("published_left_out.json")
 #: nvidia-smi was polled while these ran; elsewhere it was read once, afterwards.
 POLLED = frozenset({"fms-acceleration"})
 #: No metrics of a run are there: its source presumes that memory ran out.
@@ -35,11 +38,12 @@ def main() -> int:
     parser.add_argument("--shapes", type=Path, help="JSON with configs of models that the registry lacks")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the pack is not current")
     arguments = parser.parse_args()
-    rows = read_rows(arguments.csv, json.loads(arguments.shapes.read_text()) if arguments.shapes else None)
+    rows, left_out = read_rows(arguments.csv, json.loads(arguments.shapes.read_text()) if arguments.shapes else None)
     found = measurements(rows)
     if arguments.check:
         return _check(found)
     pack = write_pack(found, PATH)
+    LEFT_OUT.write_text(json.dumps(left_out, indent=1) + "\n", encoding="utf-8")
     print(f"{pack.path}: {pack.manifest.rows} measurements, {pack.path.stat().st_size} bytes")
     return 0
 
@@ -52,8 +56,8 @@ def _check(found: Sequence[Measurement]) -> int:
     return int(not current)
 
 
-def read_rows(path: Path, shapes: Shapes | None) -> list[PublishedRow]:
-    """Map the rows of a table that may judge something, and those that complete them."""
+def read_rows(path: Path, shapes: Shapes | None) -> tuple[list[PublishedRow], list[dict[str, Any]]]:
+    """Map the rows of a table that may judge something, and those that complete them; and why others are left out."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     trusted_runs = {row["run_id"] for row in rows if row["trusted_for"]}
@@ -64,13 +68,14 @@ def read_rows(path: Path, shapes: Shapes | None) -> list[PublishedRow]:
         try:
             one = map_row(row, shapes)
         except Unmapped as reason:
-            reasons[source_name(row["source"]), str(reason)[:120]] += bool(row["trusted_for"])
+            reasons[source_name(row["source"]), str(reason).partition(". ")[0]] += bool(row["trusted_for"])
             continue
         if row["trusted_for"] or (one.counter == PROCESS and one.source in POLLED):
             mapped.append(one)
-    for (source, why), count in reasons.most_common():
-        print(f"not taken, {count} rows of {source}: {why}", file=sys.stderr)
-    return mapped
+    left_out = [{"source": s, "reason": why, "rows": n} for (s, why), n in sorted(reasons.items()) if n]
+    for each in left_out:
+        print("not taken, {rows} rows of {source}: {reason}".format(**each), file=sys.stderr)
+    return mapped, left_out
 
 
 def measurements(rows: Iterable[PublishedRow]) -> list[Measurement]:

@@ -143,9 +143,9 @@ def compare(ask: Ask, what: str, fit: str = "none") -> Comparison:
 
 
 def _predicted(asked: Question, fit: str) -> float:
-    if asked.time is None:
-        return predicted_bytes(asked.workload, asked.gpu, asked.metric)
     versions = dict(asked.versions)
+    if asked.time is None:
+        return predicted_bytes(asked.workload, asked.gpu, asked.metric, versions)
     return predicted_seconds(asked.source, asked.workload, asked.gpu, asked.time, fit, versions)
 
 

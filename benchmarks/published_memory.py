@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 
 from benchmarks.published_rows import AFTER_STEP, PROCESS
 from whichlora_estimators.estimate import Estimate, estimate, rounded_sizes
 from whichlora_estimators.gpus import Gpu, find_gpu
+from whichlora_estimators.stack import Stack, stack_of
 from whichlora_estimators.timeline import lay
 from whichlora_estimators.workload import Workload, workload_from_json
 from whichlora_profiles_db import workload_to_json
@@ -18,24 +20,24 @@ from whichlora_profiles_db import workload_to_json
 _VIRTUAL_TOKENS = 20
 
 
-def predicted_bytes(workload: Workload, gpu: Gpu, counter: str) -> int:
-    """Predict one counter of a workload on a card. Raises WhichloraError for what has no formula."""
-    key = json.dumps(workload_to_json(workload), sort_keys=True)
+def predicted_bytes(workload: Workload, gpu: Gpu, counter: str, versions: Mapping[str, str]) -> int:
+    """Predict one counter of a workload on a card under some versions. Raises WhichloraError for what has no formula."""
+    key, stack = json.dumps(workload_to_json(workload), sort_keys=True), stack_of(versions)
     if counter == AFTER_STEP:
-        return _after_step(key) + _outputs_bytes(workload)
-    found = _estimated(key, gpu.slug)
+        return _after_step(key, stack) + _outputs_bytes(workload)
+    found = _estimated(key, gpu.slug, stack)
     return found.process_bytes if counter == PROCESS else int(getattr(found, counter))
 
 
 @cache
-def _estimated(key: str, gpu: str) -> Estimate:
-    return estimate(workload_from_json(json.loads(key)), find_gpu(gpu))
+def _estimated(key: str, gpu: str, stack: Stack) -> Estimate:
+    return estimate(workload_from_json(json.loads(key)), find_gpu(gpu), stack=stack)
 
 
 @cache
-def _after_step(key: str) -> int:
+def _after_step(key: str, stack: Stack) -> int:
     """Return the bytes that are live once the optimizer has first stepped and before gradients are dropped."""
-    timeline = lay(workload_from_json(json.loads(key)))
+    timeline = lay(workload_from_json(json.loads(key)), stack=stack)
     sizes, live = rounded_sizes(timeline), 0
     for segment in (timeline.setup, *timeline.order):
         for event in timeline.tape.events[segment.first.event : segment.last.event]:
