@@ -135,6 +135,18 @@ _COMMON_LOSS_SINCE: Release = (4, 46)
 #: Models whose own loss before that read logits in the dtype of the head.
 _NEVER_UPCAST = frozenset({"gpt2", "gpt_neox", "opt", "bloom", "falcon", "stablelm", "olmo2"})
 
+#: Models each of whose layers kept cos and sin of all positions that it was made for, and until which release.
+_ROTARY_TABLES_UNTIL: Mapping[str, Release] = {
+    "llama": (4, 44),
+    "mistral": (4, 44),
+    "qwen2": (4, 45),
+    "phi": (4, 45),
+    "falcon": (4, 45),
+    "gpt_neox": (4, 45),
+    "stablelm": (4, 45),
+    "starcoder2": (4, 45),
+}
+
 _RELEASE = re.compile(r"\d+(\.\d+)*")
 
 
@@ -175,6 +187,11 @@ class Stack:
         """Say whether a model can leave out the logits of all positions of the prompt but the last."""
         since = _LAST_LOGITS.get(model_type, _LAST_LOGITS_SINCE)
         return _release(self.named["transformers"]) >= since
+
+    def keeps_rotary_tables(self, model_type: str) -> bool:
+        """Say whether every layer of a model keeps cos and sin of all positions."""
+        until = _ROTARY_TABLES_UNTIL.get(model_type)
+        return until is not None and _release(self.named["transformers"]) < until
 
     def shares_loss(self, model_type: str) -> bool:
         """Say whether a model takes the loss that all share, which converts logits itself."""

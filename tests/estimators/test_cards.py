@@ -34,5 +34,5 @@ def test_a_card_is_met(line: dict[str, Any]) -> None:
 
 
 def test_workspaces_grow_from_9_0_on() -> None:
-    """cuBLAS gets 32 MiB from Hopper on, before that the 8 MiB and a little of its default setting."""
+    """CuBLAS gets 32 MiB from Hopper on, before that the 8 MiB and a little of its default setting."""
     assert Tape((8, 9)).workspace_bytes < 9 * 2**20 < Tape((9, 0)).workspace_bytes == Tape((12, 0)).workspace_bytes

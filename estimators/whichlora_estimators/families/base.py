@@ -511,6 +511,9 @@ class RotaryDecoder(Decoder):
         """Allocate the inverse frequencies and their original copy."""
         self.rotated = self.rotary_width(c)
         self.frequencies = build.buffer(self.rotated // 2), build.buffer(self.rotated // 2)
+        if build.tape.stack.keeps_rotary_tables(self.model_type):
+            for _ in range(2 * len(self.blocks)):
+                build.buffer(int(c.get("max_position_embeddings", 2048)), self.rotated, dtype=build.dtype)
 
     def positions(self, x: Tensor, ids: Tensor, context: Context) -> Positions:
         """Make the mask, then cos and sin."""
