@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from . import hub
+from . import hub, ticking
 from .phases import Phases
 
 FOLDER, EXPLAIN = "WHICHLORA_REHEARSAL_FOLDER", "WHICHLORA_REHEARSAL_EXPLAIN"
@@ -35,7 +35,7 @@ def watch() -> None:
     if FOLDER not in os.environ:
         return
     patch = import_module("whichlora_null.imports").patch_on_import
-    for patches in (_phases.patches(), _PATCHES, hub.patches()):
+    for patches in (_phases.patches(), _PATCHES, hub.patches(), ticking.patches()):
         patch(patches)
     atexit.register(_report)
     shown = sys.excepthook
@@ -79,6 +79,7 @@ def _report() -> None:
         "ooms": stats.get("num_ooms", 0),
         "missing": control.last_missing(),
         "versions": _versions(torch),
+        **ticking.report(),
         **_error,
     }
     if os.environ.get(EXPLAIN):
