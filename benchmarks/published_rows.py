@@ -323,7 +323,8 @@ def _fms(row: Row, shapes: Shapes) -> Mapped:
     date = _date(row)
     # its scenarios load weights in 16 bit whatever autocast does, and those with bitsandbytes all run under autocast,
     # though one of the tables has no column that says so
-    kind, mixed = row["dtype"][: row["dtype"].index("float16")].replace("b", "bf16") or "fp16", row["quant"] != "none"
+    kind = _known({"float16": "fp16", "bfloat16": "bf16"}, {"dtype": row["dtype"].partition(" ")[0]}, "dtype")
+    mixed = row["quant"] != "none"
     workload = _workload(
         row,
         shapes,
