@@ -35,7 +35,9 @@ def _lora(**more: Any) -> Any:
 
 def _config(method: str) -> Any:
     if method == "adalora":
-        return peft.AdaLoraConfig(init_r=64, target_r=RANK, total_step=5000, tinit=200, tfinal=500, task_type="CAUSAL_LM")
+        return peft.AdaLoraConfig(
+            init_r=64, target_r=RANK, total_step=5000, tinit=200, tfinal=500, task_type="CAUSAL_LM"
+        )
     if method == "ia3":
         return peft.IA3Config(task_type="CAUSAL_LM")
     return _lora(use_dora=method == "dora")
@@ -52,7 +54,9 @@ def _optimizer(method: str, model: Any) -> torch.optim.Optimizer:
 def main(method: str) -> None:
     """Train and print the median step."""
     with torch.device("cuda"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SHAPE), dtype=torch.bfloat16)
+        model: Any = transformers.AutoModelForCausalLM.from_config(
+            transformers.LlamaConfig(**SHAPE), dtype=torch.bfloat16
+        )
     model = model if method == "full" else peft.get_peft_model(model, _config(method))
     optimizer = _optimizer(method, model)
     ids = torch.zeros(BATCH, TOKENS, dtype=torch.long, device="cuda")
@@ -65,6 +69,8 @@ def main(method: str) -> None:
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
+        if method == "adalora":
+            model.base_model.update_and_allocate(1000)
         optimizer.zero_grad()
         output.loss.item()
     torch.cuda.synchronize()

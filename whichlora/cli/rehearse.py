@@ -25,6 +25,7 @@ from ..rehearse.rehearsals import LOADS, TIMEOUT_S
 from .breakdowns import explanation
 from .estimate import estimate, read_lines, setup_text, setups
 from .rehearse_script import rehearse_command
+from .rehearse_time import echo_times
 from .tables import table
 
 _SCRIPT = "whichlora.script"
@@ -95,6 +96,7 @@ class _Command(click.Command):
 )
 @click.option("--store/--no-store", "stored", default=True, show_default=True, help="Keep results, and use kept ones.")
 @click.option("--db", type=click.Path(path_type=Path), help="The store (default: $WHICHLORA_DB or the user's).")
+@click.option("--time", "timed", is_flag=True, help="Tell the time that the card would take, not the memory.")
 @click.option("--explain", is_flag=True, help="Say where the bytes are at each peak: by component, by source line.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write what --explain says as a page to click through.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -109,6 +111,9 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
     script = click.get_current_context().meta.get(_SCRIPT)
     if script is not None:
         rehearse_command(script, gpus, options)
+    if workloads is not None and options["timed"]:
+        echo_times([line for line in parsed(workloads) if isinstance(line, Workload)], gpus, options)
+        return
     if workloads is not None:
         _echo_workloads(parsed(workloads), gpus, options)
         return
@@ -117,6 +122,9 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
         todo = "Example: whichlora rehearse meta-llama/Llama-3.1-8B --gpu rtx-4090."
         raise BadValue(f"no {missing} given", todo=todo)
     asked = list(combinations(models, options))
+    if options["timed"]:
+        echo_times(asked, gpus, options)
+        return
     options["load"] = options["load"] or CHECKPOINT
     found = [
         rehearsal

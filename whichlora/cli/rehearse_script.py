@@ -18,6 +18,7 @@ from ..rehearse.icicle import write_icicle
 from ..rehearse.script import ScriptRun, rehearse_script, smallest_card
 from ..rehearse.script import answer as script_answer
 from .breakdowns import explanation
+from .rehearse_time import time_lines
 from .tables import table
 
 
@@ -31,7 +32,8 @@ def rehearse_command(command: list[str], gpus: tuple[str, ...], options: dict[st
         raise BadValue("a script runs in its own environment", value=", ".join(options["stacks"]), todo=todo)
     explain = options["explain"] or options["html"] is not None
     settings = {name: options[name] for name in ("alloc_conf", "routing", "stand_ins")}
-    run = rehearse_script(command, gpus[0], explain=explain, stdout=sys.stderr, **settings)
+    timed = options["timed"]
+    run = rehearse_script(command, gpus[0], explain=explain, timed=timed, stdout=sys.stderr, **settings)
     searched = options["smallest"] and run.outcome != "failed"
     smallest = _search(run, settings) if searched else None
     if options["as_json"]:
@@ -76,6 +78,7 @@ def _text(run: ScriptRun) -> str:
         lines.append(f"it ran out of memory and went on: {run.ooms} times")
     lines += [f"{name}: {text}" for name in ("where", "phase", "error", "missing") if (text := getattr(run, name))]
     lines += [_stand_in(**made) for made in run.stand_ins]
+    lines += time_lines(run.times)
     if run.phases:
         peaks = [
             (name, format_bytes(peak.allocated_peak_bytes or 0), format_bytes(peak.reserved_peak_bytes or 0))

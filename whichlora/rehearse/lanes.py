@@ -32,7 +32,9 @@ def variables(gpu: Gpu) -> dict[str, str]:
     given = {name: fields[name] for name in ("name", "slug", "sm_count", "total_bytes", "hbm_bytes_per_s", "segment")}
     given |= {name: fields[name] for name in ("l2_bytes", "power_w") if fields[name] is not None}
     given["compute_capability"] = ".".join(map(str, gpu.compute_capability))
-    given["matmul_flops_per_s"] = {key: rate for key, rate in asdict(gpu.matmul_flops_per_s).items() if rate is not None}
+    given["matmul_flops_per_s"] = {
+        key: rate for key, rate in asdict(gpu.matmul_flops_per_s).items() if rate is not None
+    }
     return {TIME: json.dumps(given)}
 
 

@@ -116,7 +116,9 @@ def _checked(jobs: int | None, timeout_s: float) -> int:
 
 def _wants_bitsandbytes(workload: Workload) -> bool:
     trains = workload.phase == "train"
-    return workload.quantization != "none" or (trains and workload.optimizer.startswith(("paged", "adamw-8bit", "lion-8bit")))
+    return workload.quantization != "none" or (
+        trains and workload.optimizer.startswith(("paged", "adamw-8bit", "lion-8bit"))
+    )
 
 
 def environment_of(gpu: Gpu, *, limited: bool = True) -> dict[str, str]:
@@ -192,7 +194,9 @@ class _Plan:
 
 
 def _rehearsal(workload: Workload, gpu: Gpu, answer: Mapping[str, Any]) -> Rehearsal:
-    peaks = [(name, peak) for name, peak in answer.get("peaks", {}).items() if peak[0]]  # it may fail before it allocates
+    peaks = [
+        (name, peak) for name, peak in answer.get("peaks", {}).items() if peak[0]
+    ]  # it may fail before it allocates
     return Rehearsal(
         workload=workload,
         gpu=gpu,

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import whichlora_estimators
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.gpus import Gpu, all_gpus, context_bytes
 from whichlora_profiles_db import PhasePeak
 
-from . import breakdown
+from . import breakdown, lanes
 from .breakdown import Breakdown
 from .cards import find_card
 from .hub import HUB, MAKER
@@ -26,6 +27,7 @@ from .inside import EXPLAIN, FOLDER
 from .pool import python_path
 from .records import EVIDENCE
 from .standin import MADE
+from .ticking import ESTIMATORS
 
 _SITE = Path(__file__).parent / "site"
 _OOM = "OutOfMemoryError"
@@ -39,6 +41,7 @@ class ScriptRun:
     `ooms` counts the times that the card ran out, those that the script caught included; `where` is the script's own
     line that an error came through, `phase` the one that it came in. Peaks are None where no process lived to tell of
     them; `phases` holds those of loading, forward, backward, optimizer, evaluation, generation and between steps.
+    `times` holds what the card's clock showed, where that was asked for: `seconds` in all, optimizer `steps`, and `step_s`.
     `stand_ins` are the models of the Hub whose weights were not at hand: name, config, tokenizer, dtype, or an error.
     """
 
@@ -57,6 +60,7 @@ class ScriptRun:
     phases: Mapping[str, PhasePeak] = field(default_factory=dict)
     stand_ins: tuple[Mapping[str, str], ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, float] = field(default_factory=dict)
     breakdown: Breakdown | None = field(default=None, repr=False)
 
     @property
@@ -80,12 +84,13 @@ def rehearse_script(
     routing: str = "even",
     explain: bool = False,
     stand_ins: bool = True,
+    timed: bool = False,
     stdout: Any = None,
     stderr: Any = None,
 ) -> ScriptRun:
     """Run a command (`python train.py …`) on a card, its output going where ours goes unless `stdout` says otherwise.
 
-    With `stand_ins`, `from_pretrained` of a model of the Hub whose weights are not at hand loads a phantom.
+    With `timed`, CUDA events and synchronisation show the time that the card would take. With `stand_ins`, `from_pretrained` of a model of the Hub whose weights are not at hand loads a phantom.
     A first word that is a Python runs on the null device of its own PyTorch, anything else on that of this one.
     Raises BadValue for a command that is not there, and what the null device raises.
     """
@@ -102,6 +107,7 @@ def rehearse_script(
     with tempfile.TemporaryDirectory(prefix="whichlora-") as folder:
         variables |= {FOLDER: folder, EXPLAIN: "1" if explain else "", "PYTHONPATH": _python_path(variables)}
         variables |= _hub(Path(folder)) if stand_ins else {}
+        variables |= _clock(card) if timed else {}
         full = [program, *command[1:]]
         done = subprocess.run(full, env={**os.environ, **variables}, stdout=stdout, stderr=stderr, check=False)
         seen, made = _most(Path(folder)), _reports(Path(folder) / "hub" / MADE)
@@ -115,6 +121,11 @@ def rehearse_script(
         breakdown=breakdown.from_json(found) if found else None,
         **seen,
     )
+
+
+def _clock(gpu: Gpu) -> dict[str, str]:
+    """Return the variables by which a script's CUDA events tell the card's time."""
+    return {**lanes.variables(gpu), ESTIMATORS: str(Path(whichlora_estimators.__file__).parent)}
 
 
 def _hub(folder: Path) -> dict[str, str]:
@@ -183,7 +194,17 @@ def answer(run: ScriptRun) -> dict[str, Any]:
     head = {"command": list(run.command), "gpu": run.gpu.slug}
     phases = {"phases": {name: dataclasses.asdict(peak) for name, peak in run.phases.items()}}
     stand_ins = {"stand_ins": [dict(made) for made in run.stand_ins]} if run.stand_ins else {}
-    return {**head, **shown, **phases, **stand_ins, **explained, "evidence": EVIDENCE, "versions": dict(run.versions)}
+    times = {"times": dict(run.times)} if run.times else {}
+    return {
+        **head,
+        **shown,
+        **phases,
+        **times,
+        **stand_ins,
+        **explained,
+        "evidence": EVIDENCE,
+        "versions": dict(run.versions),
+    }
 
 
 def _python_path(variables: Mapping[str, str]) -> str:

@@ -69,7 +69,12 @@ def _timed(workload: Workload, gpu: Gpu, answer: Mapping[str, Any]) -> TimedRehe
 
 def answer(timed: TimedRehearsal) -> dict[str, Any]:
     """Flatten a timed rehearsal for machines."""
-    head = {"id": timed.workload.id, "model": timed.workload.model, "gpu": timed.gpu.slug, "method": timed.workload.method}
+    head = {
+        "id": timed.workload.id,
+        "model": timed.workload.model,
+        "gpu": timed.gpu.slug,
+        "method": timed.workload.method,
+    }
     if timed.error:
         return {**head, "error": timed.error}
     shown = {f"{name}_s": seconds for name, seconds in timed.times.items()}
