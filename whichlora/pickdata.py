@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 
 from whichlora_estimators.models import load_model
 
@@ -28,7 +29,7 @@ def with_data(config: PickConfig, *, offline: bool = False, report: Report = lam
     samples = max(_samples(config, config.data, each.train) for each in measured.values())
     seq_len, padded = config.seq_len, False
     if not config.data.packing:
-        longest = max(each.train.longest for each in measured.values())
+        longest = max(_longest(each.train) for each in measured.values())
         seq_len = min(config.seq_len, -(-longest // _ROUND_TO) * _ROUND_TO)
         padded = any(min(each.train.counts) < min(seq_len, each.train.longest) for each in measured.values())
     report(f"data: {samples} {'sequences' if config.data.packing else 'samples'} of up to {seq_len} tokens")
@@ -43,6 +44,11 @@ def _measure(config: PickConfig, data: DataSpec, model: str, offline: bool, repo
     if cut and not data.packing:
         report(f"{model}: {cut} of {found.train.samples} samples are longer than seq_len {config.seq_len} and cut off")
     return found
+
+
+def _longest(lengths: Lengths) -> int:
+    """Return the tokens of the longest sample; as many as it may have, where they are estimated."""
+    return ceil(lengths.longest * (1 + lengths.error[1]))
 
 
 def _samples(config: PickConfig, data: DataSpec, lengths: Lengths) -> int:

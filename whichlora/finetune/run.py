@@ -209,9 +209,9 @@ def _decompose_on_host() -> None:
     """Let the host decompose matrices (LoRA-FA's optimizer does): the null device has no cuSOLVER."""
     import torch
 
-    from ..rehearse.inside import _decompose_on_host as patch
+    from ..rehearse.inside import decompose_on_host
 
-    patch(torch.linalg)
+    decompose_on_host(torch.linalg)
 
 
 def _process_bytes(process: Any, on: str) -> dict[str, int]:

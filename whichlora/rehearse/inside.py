@@ -111,7 +111,7 @@ def _record_history(cuda: ModuleType) -> None:
         )
 
 
-def _decompose_on_host(linalg: ModuleType) -> None:
+def decompose_on_host(linalg: ModuleType) -> None:
     """Let the host decompose matrices: the null device has no cuSOLVER. Its workspaces on a card are not counted."""
 
     def on_host(decompose: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,5 +131,5 @@ def _decompose_on_host(linalg: ModuleType) -> None:
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "torch.cuda": _record_history,
-    "torch.linalg": _decompose_on_host,
+    "torch.linalg": decompose_on_host,
 }
