@@ -181,7 +181,7 @@ def copy_out(
         f"COPY (SELECT {_NAMES}, c.config, {', '.join(names)} "
         f"FROM (SELECT * FROM measurement WHERE {condition}) AS m JOIN config AS c ON c.id = m.config_id ORDER BY m.id) "
         f"TO {session.quoted(str(path))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROWS_A_GROUP}, "
-        f"USE_TMP_FILE false, KV_METADATA {{{KEY}: {session.quoted(content)}}})",
+        f"USE_TMP_FILE false, WRITE_BLOOM_FILTER false, KV_METADATA {{{KEY}: {session.quoted(content)}}})",
         values,
     )
     return manifest

@@ -7,6 +7,7 @@ Not a judgement of quality: a row may be wrong by half and pass. Calibration wei
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import cache, lru_cache
@@ -32,6 +33,10 @@ MOST_CARDS = 64
 #: Four bits, the least that anybody stores a weight in.
 LEAST_BYTES_A_PARAMETER = 0.5
 
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,99}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_LINES = ("gpu_name", "driver_version", "host_name", "cpu_name", "user_name", "os_name", "python_version")
+
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
@@ -40,7 +45,25 @@ _FEED_FORWARDS = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_in
 
 def implausible(measurement: Measurement, *, now: datetime | None = None) -> list[str]:
     """Return what of a measurement cannot be, in words; nothing for one that can."""
-    return [*_sizes(measurement), *_peaks(measurement), *_times(measurement), *_moment(measurement, now)]
+    found = (
+        _names(measurement),
+        _sizes(measurement),
+        _peaks(measurement),
+        _times(measurement),
+        _moment(measurement, now),
+    )
+    return [reason for reasons in found for reason in reasons]
+
+
+def _names(measurement: Measurement) -> Iterator[str]:
+    """Look for what names are misused for: the folders of a remote, the terminal on which they are shown."""
+    environment = measurement.environment
+    if environment.gpu is not None and not _SLUG.fullmatch(environment.gpu):
+        yield f"gpu is {environment.gpu[:80]!r}, which is no slug of a card"
+    named = {name: getattr(environment, name) for name in _LINES} | {"model": measurement.workload.model}
+    for name, text in (*named.items(), *(("versions", text) for pair in environment.versions.items() for text in pair)):
+        if text is not None and _CONTROL.search(text):
+            yield f"{name} holds control characters: {text[:80]!r}"
 
 
 def _sizes(measurement: Measurement) -> Iterator[str]:

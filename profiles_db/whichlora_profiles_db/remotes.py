@@ -67,8 +67,8 @@ def partition(name: str) -> tuple[str | None, str | None]:
     """Return the card and the month of a pack's name, None for what is not known."""
     found = _NAME.fullmatch(name)
     assert found
-    gpu, month = unquote(found[1]), found[2]
-    return None if gpu == NONE else gpu, None if month == NONE else month
+    gpu, month = found[1], found[2]
+    return None if gpu == NONE else unquote(gpu), None if month == NONE else month
 
 
 def month_of(moment: datetime | None) -> str | None:
@@ -81,13 +81,9 @@ def _as_folder(gpu: str | None) -> str:
     if gpu is None:
         return NONE
     text = quote(gpu.lower(), safe="")[:200]
-    return (
-        text.replace(".", "%2E", 1)
-        if text.startswith(".")
-        else f"%{ord(NONE[0]):02X}{NONE[1:]}"
-        if text == NONE
-        else text
-    )
+    if text == NONE:
+        return f"%{ord(NONE[0]):02X}{NONE[1:]}"
+    return text.replace(".", "%2E", 1) if text.startswith(".") else text
 
 
 def open_remote(url: str, **options: Any) -> Remote:

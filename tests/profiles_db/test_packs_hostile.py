@@ -1,0 +1,75 @@
+"""Nothing that others put into a pack changes a store unless all of it is what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from whichlora_profiles_db import BadPack, Store, import_pack, open_store
+from whichlora_profiles_db.pack_reader import PackReader
+
+from .hostile import FINE, GOOD, hostile, make, scribbled
+from .records import FULL, PLAIN
+
+HOSTILE = hostile()
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[PackReader]:
+    """Return a reader whose process serves all packs of this module."""
+    with PackReader(jobs=1) as reader:
+        yield reader
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Return a store that shares a measurement with the packs."""
+    store = open_store(tmp_path_factory.mktemp("store") / "store.duckdb")
+    store.add([FULL, PLAIN])
+    return store
+
+
+def test_there_are_two_hundred() -> None:
+    """The packs that follow are two hundred at least."""
+    assert len(HOSTILE) >= 200
+
+
+def test_what_they_are_made_of_is_good(tmp_path: Path, reader: PackReader) -> None:
+    """The pack that all of them alter, and the measurement that the impossible ones alter, are taken."""
+    store = open_store(tmp_path / "store.duckdb")
+    imported = import_pack(store, make([*GOOD, FINE], tmp_path / "pack.parquet"), reader=reader)
+    assert imported.added == len(GOOD) + 1 == store.count()
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_pack_changes_nothing(tmp_path: Path, store: Store, reader: PackReader, what: str) -> None:
+    """The store stays as it is, byte for byte, and the error says what is wrong with which pack and what to do."""
+    pack = tmp_path / "pack.parquet"
+    HOSTILE[what](pack)
+    before = store.path.read_bytes()
+    with pytest.raises(BadPack) as caught:
+        import_pack(store, pack, reader=reader)
+    assert store.path.read_bytes() == before
+    assert {path.name for path in store.path.parent.iterdir()} <= {"store.duckdb", "store.duckdb.quarantine"}
+    assert len(caught.value.what) > 5
+    assert "pack.parquet" in str(caught.value)
+    assert len(caught.value.todo) > 10
+    assert list(tmp_path.iterdir()) in ([], [pack])
+
+
+def test_damage_is_refused_or_harmless(tmp_path: Path, reader: PackReader) -> None:
+    """Bytes overwritten anywhere in a pack make an error, or were of no content: the store has all of it or nothing."""
+    refused = 0
+    for percent in range(1, 100, 7):
+        pack, store = tmp_path / f"{percent}", open_store(tmp_path / f"{percent}.duckdb")
+        scribbled(percent / 100)(pack)
+        try:
+            import_pack(store, pack, reader=reader)
+        except BadPack:
+            refused += 1
+            assert not store.exists
+        else:
+            assert sorted(one.id for one in store.query()) == sorted(one.id for one in GOOD)
+    assert refused > 7
