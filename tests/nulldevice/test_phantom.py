@@ -117,3 +117,42 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         write_phantom({"model_type": "no such thing"}, tmp_path)
     with pytest.raises(Unsupported, match="quantised"):
         write_phantom({"model_type": "llama", **LLAMA, "quantization_config": {"quant_method": "awq"}}, tmp_path)
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None:
+    """A folder that holds something stays as it is, and a phantom that fails leaves no folder behind."""
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "config.json").write_text("mine")
+    with pytest.raises(BadValue, match="something already"):
+        write_phantom({"model_type": "llama", **LLAMA}, full)
+    assert [path.read_text() for path in full.iterdir()] == ["mine"]
+    with pytest.raises(OSError, match="missing"):
+        write_phantom({"model_type": "llama", **LLAMA}, tmp_path / "new", files={"a.txt": tmp_path / "missing"})
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_command_copies_what_lies_beside_the_config(tmp_path: Path) -> None:
+    """`whichlora phantom` takes the tokenizer and generation config of a folder along, its weights never."""
+    from click.testing import CliRunner
+
+    from whichlora.cli import main
+
+    source = tmp_path / "source"
+    source.mkdir()
+    files = {
+        "config.json": {"model_type": "llama", **LLAMA},
+        "tokenizer.json": {},
+        "generation_config.json": {"top_k": 7},
+    }
+    for name, content in files.items():
+        (source / name).write_text(json.dumps(content))
+    (source / "model.safetensors").write_bytes(b"real")
+    arguments = ["phantom", str(source), str(tmp_path / "made"), "--shard-size", "100KB", "--json"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.output)
+    assert answer["tokenizer"]
+    assert len(answer["shards"]) > 1
+    assert json.loads((tmp_path / "made" / "generation_config.json").read_text()) == {"top_k": 7}
+    assert CliRunner().invoke(main, arguments).exit_code == 2

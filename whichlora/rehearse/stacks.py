@@ -29,7 +29,7 @@ from ..nulldevice.compiler import cache_folder
 _COMPLETE = "whichlora-complete.json"
 _SAME_UNLESS_NAMED = ("transformers", "peft", "bitsandbytes", "accelerate")
 _OUR_PACKAGES = ("whichlora", "whichlora_estimators", "whichlora_profiles_db", "whichlora_calibration")
-_REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(\[[\w,.-]+\])?\s*((?:[=<>!~]=?=?\s*[\w.*+!]+,?\s*)*)")
+_REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(\[[\w,.-]+\])?\s*((?:(?:==|[<>~!]=|<|>)\s*[\w.*+!]+,?\s*)*)")
 _LAST_LINES = 12
 _VERSIONS = """
 import json, sys
