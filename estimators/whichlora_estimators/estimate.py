@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .allocator import AllocatorConfig, CachingAllocator
@@ -10,7 +10,7 @@ from .gpus import Gpu, context_bytes
 from .roofline import lane_times
 from .stack import NEWEST_STACK, Stack
 from .tape import Kernel
-from .timeline import DECODE_STEPS, Timeline, lay
+from .timeline import DECODE_STEPS, Segment, Timeline, lay
 from .workload import Workload
 
 #: PyTorch's rounding of every allocation (c10/core/AllocatorConfig.h, kMinBlockSize).
@@ -52,7 +52,8 @@ class Estimate:
     def tokens_per_s(self) -> float | None:
         """Tokens trained, or generated while decoding, in a second (padding counts)."""
         if self.times.step_s is not None:
-            return self.workload.batch_size * self.workload.seq_len / self.times.step_s
+            tokens = self.workload.accumulation * self.workload.batch_size * self.workload.seq_len
+            return tokens / self.times.step_s
         if self.times.decode_s_per_token is not None:
             return self.workload.batch_size / self.times.decode_s_per_token
         return None
@@ -86,6 +87,17 @@ def estimate(
         context_bytes=context_bytes(gpu),
         times=times_of(timeline, timeline.tape.kernels, gpu),
     )
+
+
+def step_times(workload: Workload, gpu: Gpu, widths: Iterable[int]) -> dict[int, float]:
+    """Return seconds of a training step at each of some lengths. Raises as `estimate` does."""
+    found = {}
+    for width in widths:
+        timeline = lay(workload.with_(seq_len=width), compute_capability=gpu.compute_capability)
+        step_s = times_of(timeline, timeline.tape.kernels, gpu).step_s
+        assert step_s is not None
+        found[width] = step_s
+    return found
 
 
 def find_peak(timeline: Timeline) -> Peak:
@@ -156,16 +168,25 @@ class Times:
 def times_of(timeline: Timeline, kernels: Sequence[Kernel], gpu: Gpu) -> Times:
     """Return the times of a timeline on a card, with these launches in place of its own."""
 
-    def seconds(*labels: str) -> float:
-        segments = {segment.label: segment for segment in timeline.order if segment.label in labels}.values()
-        return lane_times([k for s in segments for k in kernels[s.first.kernel : s.last.kernel]], gpu).total_s
+    def seconds(segments: Iterable[Segment], *, recording: bool = False) -> float:
+        launched = [kernel for s in segments for kernel in kernels[s.first.kernel : s.last.kernel]]
+        return lane_times(launched, gpu, recording=recording).total_s
 
-    labels = {segment.label for segment in timeline.order}
-    if "prefill" not in labels:
-        return Times(step_s=seconds("forward", "backward", "optimizer step"))
-    steps = sorted((label for label in labels if label.startswith("decode ")), key=lambda label: int(label.split()[1]))
-    decode = _mean_step([seconds(label) for label in steps], timeline.skipped_decode_steps) if steps else None
-    return Times(prefill_s=seconds("prefill"), decode_s_per_token=decode)
+    by_label = {segment.label: segment for segment in timeline.order}
+    if "prefill" not in by_label:
+        return Times(step_s=seconds(_first_step(timeline.order), recording=True))
+    steps = sorted(
+        (label for label in by_label if label.startswith("decode ")), key=lambda label: int(label.split()[1])
+    )
+    times = [seconds([by_label[label]]) for label in steps]
+    decode = _mean_step(times, timeline.skipped_decode_steps) if steps else None
+    return Times(prefill_s=seconds([by_label["prefill"]]), decode_s_per_token=decode)
+
+
+def _first_step(order: Sequence[Segment]) -> list[Segment]:
+    """Return what happens up to the first update of the parameters, less the making of the optimizer's state."""
+    last = next(place for place, segment in enumerate(order) if segment.label == "optimizer step")
+    return [segment for segment in order[: last + 1] if segment.label != "optimizer state"]
 
 
 def _mean_step(times: list[float], skipped: int) -> float:

@@ -46,8 +46,8 @@ class RooflineConstants:
     operands come through shared memory. `wave_rounding` says how much of a last wave's idle SMs is lost (1: all of it),
     `product_start_s` what any product takes on top. `cached_share` of the L2 serves kernels that move little, at
     `cache_speedup` times the memory's bandwidth. `vector_bandwidth_share` is what batched products with a single row
-    reach, as eager attention of one new token. `host_s_per_launch` depends on the host and its Python: the median of
-    servers that differ by a factor of two, `desktop_host_s_per_launch` that of machines with consumer cards;
+    reach, as eager attention of one new token. `host_s_per_launch` depends on the host and its Python: the mean over
+    runs on servers that differ by a factor of two, `desktop_host_s_per_launch` that of machines with consumer cards;
     `recording_host_ratio` is how much longer a launch takes the host while autograd records or runs backward.
     """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import product
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,20 @@ from whichlora_estimators.workload import ATTENTIONS, PRECISIONS, Workload
 
 from ..api import SCHEMA, answer, answer_lines, make_workload
 from ..pickconfig import MethodChoice
+from .hours import (
+    drafted,
+    longest_batch,
+    read_lengths,
+    served,
+    serving_json,
+    span,
+    time_options,
+    training_cells,
+    training_headers,
+    training_json,
+    whole_training,
+    with_shots,
+)
 from .tables import table
 
 #: The card that a workload file is answered for unless one is named.
@@ -52,13 +65,12 @@ WORKLOADS_GPU = "a100-sxm-80gb"
 @click.option("--checkpointing/--no-checkpointing", default=None, help="Default: on above 1B parameters.")
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="Of the adapters.")
 @click.option("--padded", is_flag=True, help="Some of the batch is padding, so that a mask is passed.")
-@click.option("--samples", type=int, help="Samples an epoch trains on: adds the total time.")
-@click.option("--epochs", type=int, default=1, show_default=True)
 @click.option("--generate", is_flag=True, help="Predict inference in place of fine-tuning.")
 @click.option("--prefill-len", "prefill_lens", multiple=True, type=int, default=[1024], show_default=True)
 @click.option("--decode-len", type=int, default=128, show_default=True, help="New tokens, for --generate.")
 @click.option("--all-logits", is_flag=True, help="Keep logits of every prompt position (before transformers 4.45).")
 @click.option("--stack", default="", help="Library versions: torch==2.6.0,transformers==4.57.6 (default: newest).")
+@time_options
 @click.option("--explain", is_flag=True, help="Itemise each prediction at its peak.")
 @click.option(
     "--workloads", type=click.Path(path_type=Path), help="Predict one workload per line of a JSON-lines file."
@@ -81,6 +93,7 @@ def estimate(
         raise BadValue(
             f"no {missing} given", todo="Example: whichlora estimate meta-llama/Llama-3.1-8B --gpu rtx-4090."
         )
+    options["known_lengths"] = read_lengths(options)
     stack = parse_stack(options["stack"])
     predictions = [
         predict(workload, find_gpu(gpu), stack=stack)
@@ -102,6 +115,7 @@ def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[
         if shape.caveat:
             click.echo(f"{shape.name}: {shape.caveat}", err=True)
         for setup in setups(options):
+            setup = longest_batch(with_shots(setup, options), options["known_lengths"], options)
             yield make_workload(shape, **setup)
 
 
@@ -137,9 +151,10 @@ def _targets(text: str) -> str | tuple[str, ...]:
 def _table(predictions: list[Prediction], options: dict[str, Any]) -> str:
     generating = options["generate"]
     headers = ["model", "gpu", "setup", "batch", "allocated", "reserved", "process", "verdict"]
-    headers += ["prefill", "a token"] if generating else ["step", "tokens/s"]
-    if options["samples"] is not None and not generating:
-        headers.append("total")
+    if generating:
+        headers += ["prefill", "a token", "an answer", *(["drafted"] if options["draft"] else [])]
+    else:
+        headers += ["step", "tokens/s", *training_headers(options)]
     rows = [_cells(prediction, options) for prediction in predictions]
     return table([*headers, "evidence"], rows, right=range(3, 7))
 
@@ -151,11 +166,11 @@ def _cells(prediction: Prediction, options: dict[str, Any]) -> list[str]:
     cells = [workload.model, found.gpu.slug, setup_text(workload), str(workload.batch_size), *map(format_bytes, memory)]
     cells.append(prediction.verdict.value)
     if workload.phase == "generate":
-        cells += [_time(found.times.prefill_s), _time(found.times.decode_s_per_token)]
+        cells += _serving_cells(prediction, options)
     else:
-        cells += [_time(found.times.step_s), f"{found.tokens_per_s or 0:,.0f}"]
-        if options["samples"] is not None:
-            cells.append(_time(_total_s(prediction, options)))
+        lengths = options["known_lengths"]
+        cells += [span(found.times.step_s, "train"), f"{found.tokens_per_s or 0:,.0f}"]
+        cells += training_cells(whole_training(prediction, lengths, options), options, lengths=lengths is not None)
     return [*cells, prediction.evidence]
 
 
@@ -169,19 +184,11 @@ def setup_text(workload: Workload) -> str:
     return f"{name}{rank} s{workload.seq_len}{' ckpt' if workload.checkpointing else ''}"
 
 
-def _time(duration_s: float | None) -> str:
-    return "-" if duration_s is None else format_seconds(duration_s)
-
-
-def _total_s(prediction: Prediction, options: dict[str, Any]) -> float | None:
-    for name in ("samples", "epochs"):
-        if options[name] is not None and options[name] < 1:
-            raise BadValue(f"{name} must be a positive whole number", value=options[name], todo="Give 1 or more.")
-    step_s = prediction.estimate.times.step_s
-    if step_s is None or options["samples"] is None:
-        return None
-    steps = options["epochs"] * ceil(options["samples"] / prediction.estimate.workload.batch_size)
-    return float(steps * step_s)
+def _serving_cells(prediction: Prediction, options: dict[str, Any]) -> list[str]:
+    times, with_draft = prediction.estimate.times, drafted(prediction, options)
+    cells = [span(times.prefill_s, "prefill"), span(times.decode_s_per_token, "decode")]
+    answers = [found for found in (served(prediction), with_draft) if found is not None]
+    return cells + [format_seconds(found.total_s) for found in answers]
 
 
 def _as_json(prediction: Prediction, options: dict[str, Any]) -> dict[str, Any]:
@@ -189,9 +196,11 @@ def _as_json(prediction: Prediction, options: dict[str, Any]) -> dict[str, Any]:
     kept = ["phase", "quantization", "precision", "attention", "batch_size"]
     trains = workload.phase == "train"
     kept += ["method", "rank", "optimizer", "checkpointing", "seq_len"] if trains else ["prefill_len", "decode_len"]
-    total_s = _total_s(prediction, options)
-    total = {} if total_s is None else {"total_s": total_s}
-    return {**{name: getattr(workload, name) for name in kept}, **answer(prediction), **total}
+    if trains:
+        more = training_json(whole_training(prediction, options["known_lengths"], options))
+    else:
+        more = serving_json(prediction, options)
+    return {**{name: getattr(workload, name) for name in kept}, **answer(prediction), **more}
 
 
 def explanation(prediction: Prediction) -> str:

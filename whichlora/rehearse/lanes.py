@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 from whichlora_estimators.gpus import Gpu, gpu_from_fields
@@ -53,7 +54,7 @@ class Lanes:
     def step_s(self) -> float | None:
         """The median time between the ends of optimizer steps, the first two left out where there are enough."""
         ends = self.steps_s[min(2, max(0, len(self.steps_s) - 3)) :]
-        gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(ends)]
         return statistics.median(gaps) if gaps else None
 
 

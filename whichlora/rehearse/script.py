@@ -90,7 +90,8 @@ def rehearse_script(
 ) -> ScriptRun:
     """Run a command (`python train.py …`) on a card, its output going where ours goes unless `stdout` says otherwise.
 
-    With `timed`, CUDA events and synchronisation show the time that the card would take. With `stand_ins`, `from_pretrained` of a model of the Hub whose weights are not at hand loads a phantom.
+    With `timed`, CUDA events and synchronisation show the time that the card would take.
+    With `stand_ins`, `from_pretrained` of a model of the Hub whose weights are not at hand loads a phantom.
     A first word that is a Python runs on the null device of its own PyTorch, anything else on that of this one.
     Raises BadValue for a command that is not there, and what the null device raises.
     """
