@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
-from importlib import resources
 
 from .advice import Advice
 from .pick import PickResult, Row
@@ -12,9 +10,7 @@ from .report_advice import advice_list, data_figure, frontier_table, rank_figure
 from .report_answer import asked, assumptions, breakdown, headline, numbers, title
 from .report_charts import (
     DOTS,
-    Figure,
     dots_of,
-    draw,
     drawn_setups,
     least_width_px,
     memory_bars,
@@ -22,6 +18,7 @@ from .report_charts import (
     scatter,
     time_bars,
 )
+from .report_page import chart, page, paragraph, section
 from .report_tables import models_table, rows_table
 from .report_view import Stage, stages_of
 
@@ -29,42 +26,11 @@ from .report_view import Stage, stages_of
 DETAILED = 3
 #: Models that have a colour of their own where dots of all are drawn.
 COLOURED = 7
-#: Nothing is fetched: should the page try to, the browser refuses.
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def report_html(result: PickResult, advice: Advice | None = None) -> str:
     """Write the page of a search: plotly.js is in it, nothing is loaded, all names are escaped."""
-    from plotly.offline import get_plotlyjs
-
-    style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title(result))}</title>
-<style>
-{style}</style>
-<script>{get_plotlyjs()}</script>
-</head>
-<body>
-<main>
-{_body(result, advice)}
-</main>
-<script>{_TOUCH}</script>
-</body>
-</html>
-"""
-
-
-# A finger that drags over a chart means to scroll the page, not to zoom into the chart.
-_TOUCH = """
-if (matchMedia("(pointer: coarse)").matches)
-  document.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.relayout(plot, {dragmode: false}));
-"""
+    return page(title(result), _body(result, advice))
 
 
 def _body(result: PickResult, advice: Advice | None) -> str:
@@ -73,17 +39,17 @@ def _body(result: PickResult, advice: Advice | None) -> str:
     if result.choice is not None and result.prediction is not None:
         parts += [numbers(result, result.choice, result.prediction), breakdown(result, result.prediction)]
     if advice is not None and (said := advice_list(advice)):
-        parts.append(_section("What it hangs on", said))
+        parts.append(section("What it hangs on", said))
     if any(not row.rejected for row in result.stage2):
         note = "No other configuration is at least as large, as lean and as quick. Differences below a percent count as none."
-        parts.append(_section("The frontier", _note(note), frontier_table(result)))
+        parts.append(section("The frontier", paragraph(note), frontier_table(result)))
     note = "Largest first. Both stages count configurations that satisfy their limits, out of those tried."
-    parts.append(_section("Every model", _note(note), models_table(result, stages)))
+    parts.append(section("Every model", paragraph(note), models_table(result, stages)))
     parts += [_charts(result, stage) for stage in stages if stage.rows]
     parts += _costs(result, advice)
     for stage in stages:
-        table = rows_table(stage) if stage.rows else _note("No model came this far.")
-        parts.append(_section(f"All configurations of {stage.title.lower()}", table))
+        table = rows_table(stage) if stage.rows else paragraph("No model came this far.")
+        parts.append(section(f"All configurations of {stage.title.lower()}", table))
     parts.append(assumptions(result))
     return "\n".join(parts)
 
@@ -93,23 +59,14 @@ def _costs(result: PickResult, advice: Advice | None) -> Iterator[str]:
         text = (
             "The largest models, each at its quickest configuration within every limit. Loading, evaluation left out."
         )
-        yield _section("Data sets", _figure("data", "fine-tuning time against data size", text, data_figure(result)))
+        yield section("Data sets", chart("data", "fine-tuning time against data size", text, data_figure(result)))
     if result.choice is not None and advice is not None and len(advice.ranks) > 1:
         text = (
             "The chosen setup at other ranks; the chosen one is large. A rank changes what an adapter can learn, which"
             " nothing here predicts: these are its costs."
         )
         figure = rank_figure(advice.ranks, result.choice.workload.rank)
-        yield _section("Ranks", _figure("ranks", "adapter size, memory and time against rank", text, figure, 640))
-
-
-def _section(name: str, *parts: str) -> str:
-    inner = "\n".join(parts)
-    return f"<section>\n<h2>{escape(name)}</h2>\n{inner}\n</section>"
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
+        yield section("Ranks", chart("ranks", "adapter size, memory and time against rank", text, figure, 640))
 
 
 def _charts(result: PickResult, stage: Stage) -> str:
@@ -119,7 +76,7 @@ def _charts(result: PickResult, stage: Stage) -> str:
         parts += [_by_model(stage, "time"), _by_model(stage, "bytes")]
     parts += [_by_configuration(result, stage, detailed, "time"), _by_configuration(result, stage, detailed, "bytes")]
     parts.append(_against(stage, _neighbours(stage, result.choice, COLOURED)))
-    return _section(stage.title, *parts)
+    return section(stage.title, *parts)
 
 
 def _neighbours(stage: Stage, choice: Row | None, most: int) -> list[str]:
@@ -139,7 +96,7 @@ def _by_model(stage: Stage, what: str) -> str:
         "From the lowest to the highest of its configurations: pale all, solid those within every limit."
         " ✕: none fits. Smallest model at the bottom."
     )
-    return _figure(f"{stage.key}-{what}-models", name, text, model_bars(stage, what=what))
+    return chart(f"{stage.key}-{what}-models", name, text, model_bars(stage, what=what))
 
 
 def _by_configuration(result: PickResult, stage: Stage, models: list[str], what: str) -> str:
@@ -157,7 +114,7 @@ def _by_configuration(result: PickResult, stage: Stage, models: list[str], what:
         text += f" Shown: {len(models)} of {len(stage.models)} models, around {middle}."
     if drawn_setups(stage) < len(stage.setups):
         text += f" Shown: {drawn_setups(stage)} of {len(stage.setups)} setups, evenly selected."
-    return _figure(f"{stage.key}-{what}", name, text, figure, least_width_px(stage, len(models)))
+    return chart(f"{stage.key}-{what}", name, text, figure, least_width_px(stage, len(models)))
 
 
 def _against(stage: Stage, models: list[str]) -> str:
@@ -168,11 +125,4 @@ def _against(stage: Stage, models: list[str]) -> str:
         text += f" Not shown: {timeless:,} configurations without a time, because they do not fit."
     if found > DOTS:
         text += f" Drawn: {DOTS:,} of {found:,}, evenly selected."
-    return _figure(f"{stage.key}-scatter", f"process bytes against {stage.time_name}", text, scatter(stage, models))
-
-
-def _figure(key: str, name: str, caption: str, figure: Figure, least_px: int = 0) -> str:
-    """Put a chart under its name; one with many bars keeps its width and scrolls on a narrow screen."""
-    caption = f"<h3>{escape(name[:1].upper() + name[1:])}</h3>\n<p>{escape(caption)}</p>"
-    chart = f'<div class="scroll"><div style="min-width:{least_px}px">{draw(figure, key)}</div></div>'
-    return f"<figure>\n<figcaption>{caption}</figcaption>\n{chart}\n</figure>"
+    return chart(f"{stage.key}-scatter", f"process bytes against {stage.time_name}", text, scatter(stage, models))

@@ -18,7 +18,7 @@ COVERAGE = 0.9
 #: Cells below which a target is left to the formula.
 FEWEST_CELLS = 5
 #: Resamplings of whole groups that say how sure a gain is, and the share of them that a correction must win.
-RESAMPLES, WINS = 400, 0.8
+RESAMPLES, WINS = 200, 0.8
 #: Which group is held out for whom: a user's card has been measured, with other models, or has not.
 GROUP_OF = {KNOWN_CARD: "model", NEW_CARD: "gpu"}
 

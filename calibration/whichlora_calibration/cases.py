@@ -90,7 +90,7 @@ def _cases(measurement: Measurement, forecasts: Forecasts) -> Iterator[Case]:
     out_of_memory = measurement.outcome == "oom"
     if not seen and not out_of_memory:
         return
-    forecast = forecasts.of(measurement.workload, measurement.environment.gpu)
+    forecast = forecasts.of(measurement.workload, measurement.environment.gpu, measurement.environment.versions)
     if out_of_memory:
         seen = {"process": float(measurement.environment.gpu_total_bytes or forecast.total_bytes)}
     for target, value in seen.items():
@@ -111,7 +111,7 @@ def _case(measurement: Measurement, forecast: Forecast, target: str, value: floa
         features=forecast.features,
         model=measurement.workload.model,
         gpu=environment.gpu,
-        stack=stack_of(environment.versions),
+        stack=stack_label(environment.versions),
         source=_source(measurement),
         cell=cell,
     )
@@ -126,7 +126,7 @@ def measured(measurement: Measurement, target: str) -> float | None:
     return None if times is None else next((s for s in (times.median_s, times.mean_s, times.min_s) if s), None)
 
 
-def stack_of(versions: Mapping[str, str]) -> str:
+def stack_label(versions: Mapping[str, str]) -> str:
     """Name a stack by the releases that decide what runs: `torch 2.6, transformers 4.51`; `unknown` without any."""
     named = [f"{name} {_release(versions[name])}" for name in ("torch", "transformers") if name in versions]
     return ", ".join(named) or "unknown"

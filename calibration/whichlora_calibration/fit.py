@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Groups that are held out, by the field of a case.
 GROUPS = ("model", "gpu", "source")
 #: Folds at most: of fewer groups each is held out by itself.
-FOLDS, INNER_FOLDS = 20, 5
+FOLDS, INNER_FOLDS = 12, 4
 #: The choice among candidates is made on this many cases at most.
 CHOICE_CASES = 2000
 #: Bounds from below are met in so many rounds.
@@ -36,7 +36,7 @@ NORMAL_MEDIAN = 0.6745
 #: Errors below this, a ten thousandth, are all alike.
 SMALLEST_SPREAD = 1e-4
 #: Reweighted fits; the weights hardly change after these.
-ROUNDS = 8
+ROUNDS = 5
 #: What would correct by more than a factor of two, either way, is no correction: it is held to that.
 MOST = math.log(2)
 
@@ -80,10 +80,11 @@ def candidates(target: str) -> tuple[Candidate, ...]:
     features = _FEATURES["memory" if target in ("allocated", "reserved", "process") else "time"]
     make = partial(Candidate, card_scale=1.0, stack_scale=0.7)
     return (
-        Candidate(features=(), penalty=3.0, card_scale=0.0, stack_scale=0.0),
+        Candidate(features=(), penalty=1.0, card_scale=0.0, stack_scale=0.0),
         make(features=(), penalty=3.0),
-        make(features=features, penalty=30.0),
+        make(features=(), penalty=0.3),
         make(features=features, penalty=3.0),
+        make(features=features, penalty=0.3),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import whichlora_estimators
 from whichlora_estimators.estimate import Estimate, estimate
 from whichlora_estimators.gpus import find_gpu
+from whichlora_estimators.stack import stack_of
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import workload_id
 
@@ -44,11 +45,13 @@ class Forecasts:
             except (OSError, ValueError):
                 self._known = {}  # a damaged cache is none
 
-    def of(self, workload: Workload, gpu: str) -> Forecast:
-        """Return a forecast. Raises WhichloraError for what has no formula."""
-        key = f"{workload_id(workload)} {gpu}"
+    def of(self, workload: Workload, gpu: str, versions: Mapping[str, str] | None = None) -> Forecast:
+        """Return a forecast, under these library versions. Raises WhichloraError for what has no formula."""
+        stack = stack_of(versions or {})
+        named = ",".join(f"{name}=={version}" for name, version in stack.versions)
+        key = f"{workload_id(workload)} {gpu} {named}".rstrip()
         if key not in self._known:
-            forecast = forecast_of(estimate(workload, find_gpu(gpu)))
+            forecast = forecast_of(estimate(workload, find_gpu(gpu), stack=stack))
             self._known[key] = [dict(forecast.predicted), dict(forecast.features), forecast.total_bytes]
             self._new += 1
         predicted, features, total_bytes = self._known[key]

@@ -19,6 +19,7 @@ COMMANDS = {
     "data": "data",
     "finetune": "finetune",
     "slurm": "slurm",
+    "calibrate": "calibrate",
     "profiles": "profiles",
     "models": "known",
     "gpus": "known",

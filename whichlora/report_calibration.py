@@ -1,0 +1,246 @@
+"""The page about a calibration: what was learnt, how it does on held-out runs, and which runs look wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from whichlora_calibration.calibrate import GROUP_OF, Calibration, Held, TargetScores
+from whichlora_calibration.cases import MEMORY, Case
+from whichlora_calibration.correction import KNOWN_CARD
+from whichlora_calibration.fit import candidates, held_out, weighted_quantile
+from whichlora_estimators.errors import BadValue
+from whichlora_estimators.units import format_bytes, format_seconds
+
+from .report_charts import COLOURS, Figure, bare_layout, titled
+from .report_page import chart, page, paragraph, section
+from .report_tables import lines_table
+
+#: Held-out errors this many times beyond the interval's end look wrong.
+SUSPICIOUS = 2.0
+SUSPECTS = 40
+#: Shares of the cells that the learning curve is drawn for.
+SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+
+
+def write_report(found: Calibration, cases: Sequence[Case], path: Path) -> None:
+    """Write the page. Raises BadValue for a place that cannot be written."""
+    text = page("whichlora: calibration", "\n".join(_parts(found, cases)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        todo = f"{error.strerror}. Name another file."
+        raise BadValue("cannot write the report", value=str(path), todo=todo) from None
+
+
+def _parts(found: Calibration, cases: Sequence[Case]) -> Iterator[str]:
+    correction = found.correction
+    made = (
+        f"Made {correction.made_at}, version {correction.version}, from {len({c.measurement_id for c in cases}):,} runs"
+    )
+    replaced = f", in place of {correction.replaces}" if correction.replaces else ""
+    lead = f'<p class="kicker">whichlora calibrate</p><h1>What was learnt</h1><div class="lead">{made}{replaced}.</div>'
+    yield f"<header>{lead}</header>"
+    note = (
+        "Median errors of predictions made while every run of the same model, or of the same card, was held out. A correction"
+        " is applied where it beats the formula in at least 80% of resamplings of whole groups."
+    )
+    yield section("Held-out errors", paragraph(note), _scores(found))
+    for name, scores in found.targets.items():
+        yield section(_title(name), *_figures(name, scores))
+    yield section("Learning curve", *_learning(found, cases))
+    suspects = list(_suspects(found))
+    note = f"Held out, these missed the interval's end by more than {SUSPICIOUS:g} times its width."
+    yield section("Runs that look wrong", paragraph(note if suspects else "None."), _suspect_table(suspects))
+    if found.left:
+        lines = [([escape(each.measurement_id[:12]), escape(each.reason)], "") for each in found.left[:SUSPECTS]]
+        yield section("Runs without a formula", lines_table(("run", "why"), lines, right=(), wide=1))
+
+
+def _title(target: str) -> str:
+    names = {"step": "Training step", "prefill": "Prefill", "decode": "Decoded token"}
+    return names.get(target, f"{target.capitalize()} bytes")
+
+
+def _scores(found: Calibration) -> str:
+    lines = []
+    for name, scores in found.targets.items():
+        for group, label in (("model", "model"), ("gpu", "card"), ("source", "source")):
+            part = scores.correction.scores[group]
+            shown = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
+            gain = f"{part['gain']:+.1%} ({part['gain_low']:+.1%} to {part['gain_high']:+.1%})"
+            inside = f"{part['coverage']:.0%}" if "coverage" in part else "-"
+            applied = {True: "yes", False: "no"}.get(part.get("applied"), "-")
+            cells = [
+                escape(_title(name)),
+                label,
+                str(part["groups"]),
+                str(part["cells"]),
+                *shown,
+                gain,
+                inside,
+                applied,
+            ]
+            lines.append((cells, ""))
+    headers = (
+        "what",
+        "held out",
+        "groups",
+        "cells",
+        "formula",
+        "corrected",
+        "gain, middle 90%",
+        "in interval",
+        "applied",
+    )
+    return lines_table(headers, lines, right=range(2, 8), wide=6)
+
+
+def _figures(name: str, scores: TargetScores) -> Iterator[str]:
+    held = [each for each in scores.held["model"] if not each.case.out_of_memory]
+    text = "A dot a run, its model held out. On the line: predicted as measured."
+    yield chart(f"{name}-scatter", "measured against predicted", text, _scatter(name, held))
+    text = "Median error on each card, its model held out."
+    yield chart(f"{name}-cards", "error by card", text, _by_card(held))
+
+
+def _scatter(name: str, held: Sequence[Held]) -> Figure:
+    scale = 2**30 if name in MEMORY else 1.0
+    unit = "GiB" if name in MEMORY else "s"
+    measured = [each.case.measured / scale for each in held]
+    plain = [each.case.predicted / scale for each in held]
+    better = [each.case.predicted * math.exp(each.correction) / scale for each in held]
+    texts = [_hover(name, each) for each in held]
+    ends = [min(measured, default=1.0), max(measured, default=1.0)]
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": ends,
+            "y": ends,
+            "line": {"color": "#8a93a0", "dash": "dash"},
+            "showlegend": False,
+        },
+        _dots("formula", plain, measured, texts, "circle-open", COLOURS[1]),
+        _dots("corrected", better, measured, texts, "circle", COLOURS[0]),
+    ]
+    layout = bare_layout()
+    layout["xaxis"] |= titled(f"predicted, {unit}") | {"type": "log"}
+    layout["yaxis"] |= titled(f"measured, {unit}") | {"type": "log"}
+    return {"data": data, "layout": layout}
+
+
+def _dots(name: str, x: list[float], y: list[float], texts: list[str], symbol: str, colour: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": x,
+        "y": y,
+        "hovertext": texts,
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "marker": {"symbol": symbol, "color": colour, "size": 8, "opacity": 0.8},
+    }
+
+
+def _hover(name: str, each: Held) -> str:
+    show = format_bytes if name in MEMORY else format_seconds
+    case = each.case
+    return "<br>".join(
+        [
+            f"<b>{escape(case.model, quote=False)}</b> on {case.gpu}",
+            f"measured {show(case.measured)}, formula {show(case.predicted)}",
+            f"corrected {show(case.predicted * math.exp(each.correction))}",
+            escape(f"{case.stack}; {case.source}", quote=False),
+        ]
+    )
+
+
+def _by_card(held: Sequence[Held]) -> Figure:
+    cards = sorted({each.case.gpu for each in held})
+    bars = []
+    for label, colour in (("formula", COLOURS[1]), ("corrected", COLOURS[0])):
+        errors = [100 * _median([e for e in held if e.case.gpu == card], label == "corrected") for card in cards]
+        bars.append({"type": "bar", "name": label, "x": cards, "y": errors, "marker": {"color": colour}})
+    layout = bare_layout(height=320)
+    layout["yaxis"] |= titled("median error, %")
+    return {"data": bars, "layout": layout}
+
+
+def _median(held: Sequence[Held], corrected: bool) -> float:
+    errors = [each.corrected_error if corrected else each.formula_error for each in held]
+    return weighted_quantile(errors, [each.case.weight for each in held], 0.5)
+
+
+def _learning(found: Calibration, cases: Sequence[Case]) -> Iterator[str]:
+    """Draw the held-out error of the corrected numbers against how many cells they were learnt from."""
+    data = []
+    for (name, scores), colour in zip(found.targets.items(), COLOURS, strict=False):
+        own = [case for case in cases if case.target == name]
+        points = [
+            (len(some), error) for share in SHARES if (some := _some(own, share)) and (error := _error(name, some))
+        ]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": _title(name) + ("" if scores.correction.modes[KNOWN_CARD].applied else " (not applied)"),
+                "x": [count for count, _ in points],
+                "y": [100 * error for _, error in points],
+                "line": {"color": colour},
+            }
+        )
+    layout = bare_layout()
+    layout["xaxis"] |= titled("runs") | {"type": "log"}
+    layout["yaxis"] |= titled("median error with the model held out, %") | {"rangemode": "tozero"}
+    text = "Learnt from ever more of the runs, whole cells at a time."
+    yield chart("learning", "error against number of runs", text, {"data": data, "layout": layout})
+
+
+def _some(cases: Sequence[Case], share: float) -> list[Case]:
+    """Select an even share of the cells."""
+    cells = sorted({case.cell for case in cases})
+    kept = {
+        cells[round(place / share)] for place in range(round(share * len(cells))) if round(place / share) < len(cells)
+    }
+    return [case for case in cases if case.cell in kept]
+
+
+def _error(name: str, cases: Sequence[Case]) -> float:
+    tried = candidates(name)[1:2]
+    found = held_out(cases, GROUP_OF[KNOWN_CARD], tried)
+    errors = [abs(math.expm1(case.log_ratio - correction)) for case, correction in zip(cases, found, strict=True)]
+    return weighted_quantile(errors, [case.weight for case in cases], 0.5)
+
+
+def _suspects(found: Calibration) -> Iterator[tuple[float, str, Held]]:
+    """Yield the runs far outside their interval: by how much, of what."""
+    wrong = []
+    for name, scores in found.targets.items():
+        mode = scores.correction.modes[KNOWN_CARD]
+        low, high = math.log(mode.low), math.log(mode.high)
+        for each in scores.held["model"]:
+            error = each.case.log_ratio - (each.correction if mode.applied else 0.0)
+            beyond = max(low - error, error - high) / max(high - low, 1e-6)
+            if beyond > SUSPICIOUS and not each.case.out_of_memory:
+                wrong.append((beyond, name, each))
+    yield from sorted(wrong, key=lambda item: -item[0])[:SUSPECTS]
+
+
+def _suspect_table(suspects: Sequence[tuple[float, str, Held]]) -> str:
+    lines = []
+    for beyond, name, each in suspects:
+        case = each.case
+        show = format_bytes if name in MEMORY else format_seconds
+        expected = case.predicted * math.exp(each.correction)
+        why = f"{case.measured / expected:.2f} times the expected {show(expected)}; {beyond:.1f} interval widths off"
+        cells = [case.measurement_id[:12], _title(name), case.model, case.gpu, show(case.measured), why, case.source]
+        lines.append(([escape(cell) for cell in cells], ""))
+    headers = ("run", "what", "model", "card", "measured", "why", "source")
+    return lines_table(headers, lines, right=(4,), wide=5) if lines else ""
