@@ -220,10 +220,10 @@ class _Setup:
     """Peaks and times of a setup by batch size: from short timelines where they scale, laid out whole elsewhere."""
 
     def __init__(self, config: PickConfig, workload: Workload) -> None:
-        self.workload, self.gpu = workload, config.gpu
+        self.workload, self.gpu, self.stack = workload, config.gpu, config.stack
         self.estimates: dict[int, Estimate] = {}
         try:
-            self.scaled: Scaled | None = Scaled(workload)
+            self.scaled: Scaled | None = Scaled(workload, config.gpu, stack=config.stack)
         except NotAffine:
             self.scaled = None
 
@@ -241,7 +241,8 @@ class _Setup:
 
     def _whole(self, batch: int) -> Estimate:
         if batch not in self.estimates:
-            self.estimates[batch] = estimate(self.workload.with_(batch_size=batch), self.gpu)
+            workload = self.workload.with_(batch_size=batch)
+            self.estimates[batch] = estimate(workload, self.gpu, stack=self.stack)
         return self.estimates[batch]
 
 
@@ -276,7 +277,7 @@ def _verdict(least_bytes: int, most_bytes: int, limit_bytes: int) -> tuple[Verdi
 
 def settled(config: PickConfig, row: Row) -> tuple[Row, Prediction]:
     """Predict a row in full, allocator replayed, which narrows its range."""
-    prediction = predict(row.workload, config.gpu)
+    prediction = predict(row.workload, config.gpu, stack=config.stack)
     process = prediction.process
     verdict, reasons = _verdict(process.low_bytes, process.high_bytes, memory_limit(config, row.workload.phase))
     others = row.rejected[1:] if row.verdict is Verdict.TIGHT else row.rejected

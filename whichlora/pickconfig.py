@@ -16,6 +16,7 @@ from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import default_models
 from whichlora_estimators.optimizers import find_optimizer
 from whichlora_estimators.quantization import find_quantization
+from whichlora_estimators.stack import NEWEST_STACK, Stack, parse_stack
 from whichlora_estimators.units import GB
 from whichlora_estimators.workload import ATTENTIONS, PRECISIONS
 
@@ -111,6 +112,7 @@ class PickConfig:
     soft: Soft = Soft()
     data: DataSpec | None = None
     padded: bool = False
+    stack: Stack = NEWEST_STACK
     training: Training = field(default_factory=Training)
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -351,6 +353,13 @@ def _method(value: Any, name: str) -> MethodChoice:
     return MethodChoice(method=find_method(method).name, quantization=quantization)
 
 
+def _stack(value: Any, name: str) -> Stack:
+    """Read library versions: a mapping of packages, or "package==version, …"."""
+    if isinstance(value, Mapping):
+        value = ",".join(f"{package}=={version}" for package, version in value.items())
+    return parse_stack(str(value))
+
+
 _PLAIN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "methods": _each(_method),
     "ranks": _whole_tuple,
@@ -363,6 +372,7 @@ _PLAIN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "optimizer": _each(_optimizer),
     "checkpointing": _each(_checkpointing),
     "policy": _policy,
+    "stack": _stack,
 }
 #: Keys that take one value or several, and the fields that hold them.
 _RENAMED = {"attention": "attentions", "optimizer": "optimizers"}

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .estimate import BLOCK_BYTES, Times, times_of
 from .families import find_family
 from .gpus import Gpu
+from .stack import NEWEST_STACK, Stack
 from .tape import Kernel
 from .timeline import Segment, Timeline, lay
 from .workload import Workload
@@ -63,11 +64,14 @@ def _counts(timeline: Timeline) -> list[int]:
 class _Depth:
     """A setup at one number of layers."""
 
-    def __init__(self, workload: Workload, layers: int, key: str) -> None:
+    def __init__(self, workload: Workload, layers: int, key: str, gpu: Gpu | None, stack: Stack) -> None:
         config = {**workload.config, key: layers}
         import numpy as np
 
-        low, high = (lay(workload.with_(batch_size=batch), config) for batch in BATCHES)
+        card: dict[str, Any] = {"stack": stack}
+        if gpu is not None:
+            card |= {"compute_capability": gpu.compute_capability, "multiprocessors": gpu.sm_count}
+        low, high = (lay(workload.with_(batch_size=batch), config, **card) for batch in BATCHES)
         if low.tape.events != high.tape.events or len(low.tape.kernels) != len(high.tape.kernels):
             raise NotAffine
         self.timeline = low
@@ -137,12 +141,12 @@ def _tells_layers_apart(workload: Workload) -> bool:
 
 
 class Scaled:
-    """One setup — model, method, lengths, precision … — at any batch size.
+    """One setup — model, method, lengths, precision … — at any batch size, on a card (an A100 unless told).
 
     Raises NotAffine where the setup does not scale, and what `lay` raises.
     """
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, gpu: Gpu | None = None, *, stack: Stack = NEWEST_STACK) -> None:
         family = find_family(str(workload.config.get("model_type")))
         config = family.read(workload.config)
         self.layers, period = config.count(family.layers_key), family.period(config)
@@ -150,7 +154,7 @@ class Scaled:
         deeper = shallow + period
         if self.layers < deeper or _tells_layers_apart(workload):
             raise NotAffine
-        self.depths = [_Depth(workload, layers, family.layers_key) for layers in (shallow, deeper)]
+        self.depths = [_Depth(workload, layers, family.layers_key, gpu, stack) for layers in (shallow, deeper)]
         self.steps = (self.layers - shallow) // period
         self.known_times: dict[tuple[int, str], Times] = {}
 

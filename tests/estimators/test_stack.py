@@ -12,6 +12,9 @@ import pytest
 
 from whichlora_estimators.allocator import CachingAllocator
 from whichlora_estimators.errors import BadValue, UnknownName
+from whichlora_estimators.estimate import find_peak
+from whichlora_estimators.gpus import find_gpu
+from whichlora_estimators.scaled import Scaled
 from whichlora_estimators.stack import BEHAVIOURS, NEWEST, NEWEST_STACK, Stack, parse_stack, stack_of
 from whichlora_estimators.timeline import lay
 from whichlora_estimators.workload import workload_from_json
@@ -84,3 +87,21 @@ def test_an_unknown_package_is_named() -> None:
     """A package that decides nothing here is a mistake on the command line."""
     with pytest.raises(UnknownName, match="torch"):
         parse_stack("toch==2.6.0")
+
+
+def test_searches_follow_card_and_stack() -> None:
+    """Short timelines give the bytes of whole ones on an older card and under older libraries."""
+    line = next(line for line in CASES if line["id"].startswith("grouped-efficient t2.6"))
+    fields = {key: value for key, value in line.items() if key != "versions"}
+    config = {**line["config"], "num_hidden_layers": 9}
+    workload = workload_from_json({**fields, "config": config, "precision": "bf16-true"})
+    gpu, stack = find_gpu("t4"), stack_of(line["versions"])
+    scaled = Scaled(workload, gpu, stack=stack)
+    for batch in (8, 16, 40):
+        whole = lay(
+            workload.with_(batch_size=batch),
+            compute_capability=gpu.compute_capability,
+            multiprocessors=gpu.sm_count,
+            stack=stack,
+        )
+        assert scaled.allocated_peak_bytes(batch) == find_peak(whole).live_bytes
