@@ -152,6 +152,7 @@ class Tape:
         self._frame: Frame | None = None
         self._rerun: Frame | None = None
         #: Gradients of parameters that wait for more of them before they are added to those of an earlier backward.
+        self._again = False
         self._awaited: dict[Leaf, int] = {}
         self._sums: dict[Leaf, Tensor] = {}
 
@@ -315,6 +316,8 @@ class Tape:
             results = self._recorded(partial(again, *arguments), autocast)
             remade = [out for out in (results if isinstance(results, tuple) else (results,)) if isinstance(out, Tensor)]
             del arguments
+            if self._again:
+                self._awaited |= _uses(remade)
             self._walk(list(zip(remade, grads, strict=True)), self.section)
             return tuple([tensor.node.grad if isinstance(tensor.node, Leaf) else None for tensor in detached])
 
@@ -360,7 +363,8 @@ class Tape:
         """Run backward from a scalar; parameters' gradients end in their leaves, `again` added to those that are there."""
         before, self.grad_enabled = self.grad_enabled, False
         self.workspace_due = len(self.workspaces) < 2
-        self._awaited = _uses(loss) if again else {}
+        self._again = again
+        self._awaited = _uses([loss]) if again else {}
         self._walk([(loss, self.new((1,), loss.dtype))], "")
         self._awaited.clear()  # it holds what the graph's end would free
         self.grad_enabled = before
@@ -414,13 +418,16 @@ class Tape:
     def _add_to_earlier(self, leaf: Leaf, grad: Tensor) -> None:
         """Sum what one backward brings, then add it in place to what an earlier one left."""
         self._awaited[leaf] -= 1
-        held = self._sums.pop(leaf, None)
-        if held is not None:
+        held = self._sums.get(leaf)
+        if held is not None and not _only_ours(held):
+            self._sums[leaf] = grad = computed(held, held.shape, held.dtype)
+        elif held is not None:
             self.launch(3 * grad.bytes)
             grad = held
         if self._awaited[leaf]:
             self._sums[leaf] = grad
             return
+        self._sums.pop(leaf, None)
         if leaf.grad is None:
             _accumulate(leaf, grad)
         else:
@@ -469,15 +476,16 @@ def _summed(grad: Tensor, shape: Shape) -> Tensor:
     return total
 
 
-def _uses(loss: Tensor) -> dict[Leaf, int]:
-    """Count how often each parameter was used on the way to a loss."""
+def _uses(results: Iterable[Tensor]) -> dict[Leaf, int]:
+    """Count how often each parameter that has a gradient already was used on the way to results."""
     uses: dict[Leaf, int] = {}
     seen: set[Node] = set()
-    todo = [loss.node]
+    todo = [result.node for result in results]
     while todo:
         node = todo.pop()
         if isinstance(node, Leaf):
-            uses[node] = uses.get(node, 0) + 1
+            if node.grad is not None:
+                uses[node] = uses.get(node, 0) + 1
         elif node is not None and node not in seen:
             seen.add(node)
             todo += [edge[0] for edge in node.edges if edge is not None]

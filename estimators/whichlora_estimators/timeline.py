@@ -128,8 +128,8 @@ def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Mo
         todo = "Choose sdpa or eager."
         raise Unsupported(f"flash_attention_2 of {config.get('model_type')}", value=workload.model, todo=todo)
     dtype = WEIGHT_DTYPE[workload.precision]
-    if workload.quantization != "none":
-        dtype = BF16 if dtype is FP32 else dtype
+    if workload.quantization != "none":  # the weights beside those that are quantized are loaded in 16 bit
+        dtype = AUTOCAST.get(workload.precision, dtype)
     trainable = workload.phase == "train" and find_method(workload.method).trains_base
     build = Build(
         tape,
@@ -173,6 +173,7 @@ def _lay_training(workload: Workload, config: Mapping[str, Any], tape: Tape) -> 
     step = _forward_backward(model, inputs, workload, recorder)
     later = _forward_backward(model, inputs, workload, recorder, again=True) if workload.accumulation > 1 else []
     step += (workload.accumulation - 1) * later
+    trained = [tensor for tensor in trained if isinstance(tensor.node, Leaf) and tensor.node.grad is not None]
     optimizer = find_optimizer(workload.optimizer)
     if workload.clip_grad_norm is not None:
         clip(trained)

@@ -47,6 +47,7 @@ def _adalora(peft: Any, workload: Workload) -> Any:
         init_r=workload.rank,
         target_r=max(1, workload.rank // 2),
         lora_alpha=2 * workload.rank,
+        lora_dropout=workload.dropout,
         target_modules=_targets(workload),
         bias=workload.bias,
         total_step=100,
@@ -55,7 +56,8 @@ def _adalora(peft: Any, workload: Workload) -> Any:
 
 def _vera(peft: Any, workload: Workload) -> Any:
     bias = workload.bias.replace("lora", "vera")
-    return peft.VeraConfig(r=workload.rank, target_modules=_targets(workload), bias=bias)
+    settings = {"target_modules": _targets(workload), "vera_dropout": workload.dropout, "bias": bias}
+    return peft.VeraConfig(r=workload.rank, **settings)
 
 
 def _targets(workload: Workload) -> Any:

@@ -99,7 +99,7 @@ class GptNeox(RotaryDecoder):
     """The recipe."""
 
     token_head = "classifier"
-    trunk, tokens, head_name = "gpt_neox", "embed_in", "embed_out"
+    trunk, tokens = "gpt_neox", "embed_in"
     default_targets = ("query_key_value",)
     defaults: ClassVar = {
         "vocab_size": 50432,

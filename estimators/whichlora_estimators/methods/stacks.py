@@ -26,7 +26,11 @@ def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[t
     Names that the experts' layers had before they were stacked stand for the stacks; two of them joined have twice the rank.
     """
     names = model.stack_names
-    if not names or workload.targets is None:
+    if (
+        not names
+        or workload.targets is None
+        or (isinstance(workload.targets, str) and workload.targets != "all-linear")
+    ):
         return adapted_linears(model, workload), []
     if workload.targets == "all-linear":
         linears = [layer for layer in model.build.linears if layer.name.rpartition(".")[2] not in names]

@@ -15,6 +15,7 @@ from ..layers import Build, Linear, Parameter
 from ..tape import Leaf
 from ..workload import Workload
 from .base import Method
+from .prompts import EmbeddedPrompt
 
 #: What PEFT saves whole of every model that classifies.
 CLASSIFIERS = ("classifier", "score")
@@ -107,6 +108,7 @@ def save_modules(model: Model, workload: Workload) -> None:
             raise BadValue("the model has no module to save of this name", value=name, todo=f"Known: {modules[-3:]} …")
     saved = [parameter for parameter in build.parameters if _saves(parameter.name, names)]
     head = _tied_head(model, names)
+    unused = getattr(model, "embed", None) if isinstance(model.prompt, EmbeddedPrompt) else None
     with build.tape.tagged("adapters"):
         if head is not None:
             assert head.weight is not None
@@ -114,7 +116,12 @@ def save_modules(model: Model, workload: Workload) -> None:
             copied.node, head.weight = Leaf(), copied
             build.add(f"{head.name}.weight", copied)
         for parameter in saved:
-            _copy(build, parameter)
+            if parameter.tensor is unused:  # prompts look tokens up in the original: the copy never gets a gradient
+                parameter.tensor = build.tape.new(unused.shape, unused.dtype)
+                parameter.tensor.node = Leaf()
+                build.originals.append(unused)
+            else:
+                _copy(build, parameter)
 
 
 def _saves(parameter: str, modules: Iterable[str]) -> bool:

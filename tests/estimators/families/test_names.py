@@ -36,8 +36,9 @@ def test_weights_and_linear_layers_have_their_real_names(path: Path) -> None:
 
     seen = {}
     for line in golden_lines(path):
-        seen[line["config"]["model_type"], line["task"]] = line
-    for (_, task), line in seen.items():
+        tied = line["config"].get("tie_word_embeddings")
+        seen[line["config"]["model_type"], line["task"], tied] = line
+    for (_, task, _), line in seen.items():
         real = real_model(line["config"], task)
         workload = Workload(model="golden", config=line["config"], task=task)
         build = build_model(workload, Tape(), workload.config).build
