@@ -22,6 +22,7 @@ from benchmarks.published_chart import Dot, scatter
 from benchmarks.published_questions import Question
 from benchmarks.published_reasons import reason
 from benchmarks.published_rows import ALLOCATED, RESERVED, source_name
+from benchmarks.published_times import FITS
 from benchmarks.rehearse_published import rehearsable, seen
 from whichlora_estimators.errors import WhichloraError
 from whichlora_profiles_db import Measurement, published, workload_id
@@ -31,6 +32,8 @@ HEAD = "<!-- written by benchmarks/published_page.py: do not edit -->\n"
 #: Errors up to this need no explanation.
 UNEXPLAINED = 0.02
 ASK = asking(None)
+#: The fit whose predictions the chart of times shows, where it is there.
+DRAWN = "other-cards"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,8 @@ def _release(version: str) -> tuple[int, ...]:
 def page() -> dict[str, str]:
     """Return the files' contents by name."""
     memory, known = compare(ASK, "memory"), rehearsals()
-    times = {fit: compare(ASK, "time", fit) for fit in ("none", "other-cards", "same-card", "all")}
+    shown = ("none", "other-cards", "same-card", "all") if FITS.exists() else ("all",)
+    times = {fit: compare(ASK, "time", fit) for fit in shown}
     parts = [
         "# Against published measurements",
         _introduction(known),
@@ -98,7 +102,7 @@ def page() -> dict[str, str]:
     return {
         "published.md": HEAD + "\n\n".join(parts) + "\n",
         "published_memory.svg": _chart(memory.compared, "peak, GB", 1e9),
-        "published_time.svg": _chart(times["other-cards"].compared, "seconds", 1.0),
+        "published_time.svg": _chart(times[DRAWN if DRAWN in times else "all"].compared, "seconds", 1.0),
     }
 
 
@@ -118,8 +122,9 @@ def _contents() -> str:
     for one in published():
         counts = lines[source_name(one.source), one.environment.gpu or "-"]
         memory = one.allocated_peak_bytes or one.reserved_peak_bytes
-        counts.update(all=1, memory=memory is not None, process=one.process_bytes is not None, oom=one.outcome == "oom")
-        counts.update(time=any(each is not None for each in (one.step, one.prefill, one.decode_per_token)))
+        timed = any(each is not None for each in (one.step, one.prefill, one.decode_per_token))
+        flags = {"memory": memory is not None, "process": one.process_bytes is not None, "time": timed}
+        counts.update(["all", *(name for name, flag in {**flags, "oom": one.outcome == "oom"}.items() if flag)])
     names = ("all", "memory", "process", "time", "oom")
     rows = [(*key, *(str(counts[name]) for name in names)) for key, counts in sorted(lines.items())]
     return table(("source", "gpu", "measurements", "with peaks", "with process bytes", "with times", "ran out"), rows)
@@ -269,7 +274,8 @@ def _time_text() -> str:
         "The roofline's constants are fitted on times, so it matters which ones: *none* has seen single operators only\n"
         "and no published run; *other cards* no run of the same chip (leave one card out); *same card* also multiplies\n"
         "by what the card's other workloads of that source took over their prediction (leave one workload out); *all* is the\n"
-        "shipped fit with that factor of all, this workload's included. The chart shows *other cards*."
+        "shipped fit with that factor of all, this workload's included. The chart shows *other cards*, or all where\n"
+        "that was not fitted (`benchmarks/roofline_fits.py`)."
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from benchmarks.published_questions import Question
 
-#: From this release on, logits stay 16-bit until the loss, which makes its own fp32 copies.
+#: From this release on, logits stay 16-bit outside of the loss; before, the fp32 ones were the output.
 LOGITS_AS_COMPUTED = (4, 46)
 #: Up to this release rotary tables were kept by every layer.
 ONE_ROTARY_TABLE = (4, 43)
@@ -32,7 +32,7 @@ def reason(asked: Question) -> str:
 
 def _optimum(asked: Question) -> str:
     if asked.workload.decode_len == 1:
-        return "all positions' logits in fp32"
+        return "another table of this source, under the same versions, has what the formula says"
     return "all layers' new keys and values beside the old ones: caches as tuples, before 4.36"
 
 
@@ -44,7 +44,9 @@ def _fms(asked: Question) -> str:
     if version < ONE_ROTARY_TABLE and asked.workload.config["model_type"] == "mistral":
         found.append("a rotary table in every layer, 0.54 GB")
     if version < LOGITS_AS_COMPUTED:
-        found.append("no 16-bit logits beside their fp32 copies")
+        found.append(
+            "fp32 logits are the output in these versions: a plain loop keeps it over backward, HF Trainer does not"
+        )
     return "; ".join(found)
 
 
