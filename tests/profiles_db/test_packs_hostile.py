@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from whichlora_profiles_db import BadPack, Store, import_pack, open_store
 from whichlora_profiles_db.pack_reader import PackReader
+from whichlora_profiles_db.packs import KEY
 
 from .hostile import FINE, GOOD, hostile, make, scribbled
 from .records import FULL, PLAIN
@@ -57,6 +59,27 @@ def test_a_hostile_pack_changes_nothing(tmp_path: Path, store: Store, reader: Pa
     assert "pack.parquet" in str(caught.value)
     assert len(caught.value.todo) > 10
     assert list(tmp_path.iterdir()) in ([], [pack])
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, store: Store, reader: PackReader) -> None:
+    """A file of a few kilobytes that stands for a terabyte of text is refused without unpacking it."""
+    arrow = pytest.importorskip("pyarrow", reason="writes a dictionary that DuckDB would write out")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    good = parquet.read_table(make(GOOD, tmp_path / "good.parquet"))
+    rows = 1_000_000
+    word = arrow.DictionaryArray.from_arrays(arrow.array([0] * rows, arrow.int32()), ["a" * 1_000_000])
+    columns = [
+        word if name == "notes" else arrow.repeat(good[name][0], rows) if name == "id" else arrow.nulls(rows, kind)
+        for name, kind in zip(good.schema.names, good.schema.types, strict=True)
+    ]
+    manifest = json.dumps(json.loads(good.schema.metadata[KEY.encode()]) | {"rows": rows})
+    table = arrow.table(columns, names=good.schema.names).replace_schema_metadata({KEY: manifest})
+    parquet.write_table(table, tmp_path / "pack.parquet", compression="zstd")
+    assert (tmp_path / "pack.parquet").stat().st_size < 1 << 20
+    before = store.path.read_bytes()
+    with pytest.raises(BadPack, match="longer than any honest one"):
+        import_pack(store, tmp_path / "pack.parquet", reader=reader)
+    assert store.path.read_bytes() == before
 
 
 def test_damage_is_refused_or_harmless(tmp_path: Path, reader: PackReader) -> None:

@@ -23,9 +23,11 @@ from ..rehearse.adapters import METHODS, check
 from ..rehearse.icicle import write_icicle
 from ..rehearse.rehearsals import LOADS, TIMEOUT_S
 from .breakdowns import explanation
+from .cluster import cluster_options, echo_sweep, swept
 from .estimate import estimate, read_lines, setup_text, setups
 from .rehearse_script import rehearse_command
 from .rehearse_time import echo_times
+from .setup_options import SETUP_NAMES
 from .tables import table
 
 _SCRIPT = "whichlora.script"
@@ -33,6 +35,7 @@ INSTALLED = "installed"  # the stack of this environment, beside others
 #: What describes a workload is spelled as in `whichlora estimate`.
 SHARED = {"quantizations", "ranks", "targets", "batch_sizes", "seq_lens", "precision", "attention", "optimizer"}
 SHARED |= {"checkpointing", "dropout", "padded", "generate", "prefill_lens", "decode_len", "all_logits", "offline"}
+SHARED |= SETUP_NAMES
 
 
 class _Command(click.Command):
@@ -60,6 +63,7 @@ class _Command(click.Command):
     "--workloads", type=click.Path(path_type=Path), help="Rehearse one workload per line of a JSON-lines file."
 )
 @click.option("--jobs", type=int, help="Processes at a time (default: one a processor).")
+@cluster_options
 @click.option("--timeout", "timeout_s", type=float, default=TIMEOUT_S, show_default=True, help="Seconds a workload.")
 @click.option("--alloc-conf", help="PyTorch's allocator configuration, such as expandable_segments:True.")
 @click.option(
@@ -260,6 +264,9 @@ def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...
         raise BadValue("a workload file is rehearsed under one stack", value=", ".join(options["stacks"]), todo=todo)
     asked = [line for line in lines if isinstance(line, Workload)]
     options["load"] = options["load"] or CONFIG
+    if options["cluster"]:
+        echo_sweep(lines, _on_cluster(asked, gpus, options), as_json=options["as_json"], line=_line)
+        return
     found = _rehearsals(asked, gpus[0] if gpus else UNLIMITED, options, next(_stacks(options)))
     explained = []
     for line in lines:
@@ -269,6 +276,18 @@ def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...
         if rehearsal and rehearsal.breakdown:
             explained.append(rehearsal)
     _explain(explained, options)
+
+
+def _on_cluster(asked: list[Workload], gpus: tuple[str, ...], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rehearse on a cluster, each task under the options given here."""
+    if options["explain"] or options["html"] is not None or not options["stored"]:
+        todo = "Leave out --explain, --html and --no-store: what comes back is what the store keeps."
+        raise BadValue("a sweep over a cluster brings back measurements only", todo=todo)
+    command = ["rehearse", f"--gpu={gpus[0] if gpus else UNLIMITED}", "--jobs=1", f"--timeout={options['timeout_s']}"]
+    command += [f"--routing={options['routing']}", f"--load={options['load']}"]
+    command += [f"--alloc-conf={options['alloc_conf']}"] if options["alloc_conf"] else []
+    command += [f"--stack={stack}" for stack in options["stacks"]]
+    return swept(command, asked, options)
 
 
 def _line(shown: Any) -> str:
