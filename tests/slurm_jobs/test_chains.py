@@ -63,7 +63,7 @@ def wait(ready: Callable[[], bool], logs: Path, *, seconds: float = 280) -> None
     while not ready():
         texts = [f"{path}:\n{path.read_text(errors='replace')[-1500:]}" for path in logs.rglob("*.out")]
         assert time.monotonic() < end_s, "\n".join(texts)
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def ended(slurm: Slurm, job: str) -> bool:
@@ -95,7 +95,7 @@ def test_both_types_chains_run_to_their_end(login: Slurm, small_model: Path, tmp
 
 def test_a_job_that_the_scheduler_kills_is_resumed(login: Slurm, small_model: Path, tmp_path: Path) -> None:
     """Killed and queued again by Slurm in the middle of a training, the job goes on from a checkpoint to the end."""
-    config, out = write_config(tmp_path, small_model, epochs=30), tmp_path / "jobs"
+    config, out = write_config(tmp_path, small_model, epochs=4), tmp_path / "jobs"
     found = CliRunner().invoke(
         main, ["slurm", str(config), "--out", str(out), "--on", "null", "--offline", "--type", "rtx4090"]
     )

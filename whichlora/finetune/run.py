@@ -180,6 +180,8 @@ def run(recipe: Recipe, folder: Path, options: Options, *, report: Report = lamb
     attempt.seen.cut("")
     attempt.counts |= _process_bytes(process, options.on)
     found = _summed_up(attempt, outcome, error)
+    if done is not None and outcome == "ok" and not attempt.seen.steps:  # only what comes after the training is new
+        found = dataclasses.replace(done, scores=found.scores or done.scores)
     _write(found, folder)
     if outcome == "ok" and options.merge:
         gc.collect()
@@ -233,7 +235,7 @@ def _summed_up(attempt: _Run, outcome: str, error: str) -> Outcome:
     environment, gpu = _where(recipe, options.on)
     workload = measured_workload(recipe, seen)
     kept = None
-    if options.store is not None:
+    if options.store is not None and (seen.steps or outcome not in ("ok", "stopped")):
         kept = make_measurement(
             recipe,
             seen,
