@@ -49,7 +49,7 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
     "pointwise_bandwidth_share": (0.4, 0.95, 0.7),
     "pointwise_floor_s": (1e-6, 5e-6, 2e-6),
     "cached_share": (0.1, 1.0, 0.4),
-    "cache_speedup": (1.2, 6.0, 2.0),
+    "cache_bytes_per_s_per_sm": (5e9, 8e10, 2e10),
     "recording_host_ratio": (1.0, 2.0, 1.35),
 }
 #: Every host gets its own time per launch; those that ship are means over runs, of servers and of desktops.

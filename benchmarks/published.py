@@ -150,14 +150,29 @@ def _predicted(asked: Question, fit: str) -> float:
 
 
 def _informed(one: Compared, others: Sequence[Compared], *, itself: bool) -> Compared:
-    """Multiply by the median of measured over predicted of the card's other workloads in the same source and phase."""
+    """Multiply by the median of measured over predicted of the card's other workloads, the more alike the heavier."""
     alike = [
-        (other.asked.measured / other.predicted, other.weight)
+        (other.asked.measured / other.predicted, other.weight * _likeness(one.asked.workload, other.asked.workload))
         for other in others
         if _kind(other) == _kind(one) and (itself or not _same_workload(other, one))
     ]
     factor = weighted_quantile(alike, 0.5) if alike else 1.0
     return replace(one, predicted=one.predicted * factor)
+
+
+#: How much more another workload tells of one for each thing that they have in common.
+_LIKENESS = 8.0
+
+
+def _likeness(one: Workload, other: Workload) -> float:
+    """Weigh another workload of the same card: method, quantization, model, and lengths and batch within a factor of two."""
+    lengths = ("batch_size", "seq_len" if one.phase == "train" else "prefill_len")
+    near = [
+        max(getattr(one, name), getattr(other, name)) <= 2 * min(getattr(one, name), getattr(other, name))
+        for name in lengths
+    ]
+    same = [(one.method, one.quantization) == (other.method, other.quantization), one.config == other.config]
+    return _LIKENESS ** sum((*near, *same))
 
 
 def _kind(one: Compared) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class RooflineConstants:
     the lower of the two counts. `tile_overhead` is the extra time of a tile of edges a and b over 1/a + 1/b, since
     operands come through shared memory. `wave_rounding` says how much of a last wave's idle SMs is lost (1: all of it),
     `product_start_s` what any product takes on top. `cached_share` of the L2 serves kernels that move little, at
-    `cache_speedup` times the memory's bandwidth. `vector_bandwidth_share` is what batched products with a single row
+    `cache_bytes_per_s_per_sm` for each SM, but no slower than memory. `vector_bandwidth_share` is what batched products with a single row
     reach, as eager attention of one new token. `host_s_per_launch` depends on the host and its Python: the mean over
     runs on servers that differ by a factor of two, `desktop_host_s_per_launch` that of machines with consumer cards;
     `recording_host_ratio` is how much longer a launch takes the host while autograd records or runs backward.
@@ -62,7 +62,7 @@ class RooflineConstants:
     pointwise_bandwidth_share: float
     pointwise_floor_s: float
     cached_share: float
-    cache_speedup: float
+    cache_bytes_per_s_per_sm: float
     host_s_per_launch: float
     desktop_host_s_per_launch: float
     recording_host_ratio: float
@@ -155,6 +155,7 @@ class Roofline:
         self.power_flops_per_s = gpu.power_w * constants.flops_per_joule if gpu.power_w and limited else float("inf")
         self.stream_bytes_per_s = gpu.hbm_bytes_per_s * constants.product_bandwidth_share
         self.vector_bytes_per_s = gpu.hbm_bytes_per_s * constants.vector_bandwidth_share
+        self.cache_bytes_per_s = constants.cache_bytes_per_s_per_sm * gpu.sm_count
         self.pointwise_bytes_per_s = gpu.hbm_bytes_per_s * constants.pointwise_bandwidth_share
         self.cached_bytes = (gpu.l2_bytes or _l2_of_chip(gpu.compute_capability, gpu.sm_count)) * constants.cached_share
 
@@ -170,7 +171,7 @@ class Roofline:
         if not moved_bytes:
             return 0.0  # no kernel: the host's time
         from_memory = (moved_bytes - self.cached_bytes) / self.pointwise_bytes_per_s
-        from_cache = moved_bytes / (self.pointwise_bytes_per_s * self.constants.cache_speedup)
+        from_cache = moved_bytes / max(self.pointwise_bytes_per_s, self.cache_bytes_per_s)
         return max(from_memory, from_cache, self.constants.pointwise_floor_s)
 
     def _product_s(self, kernel: Kernel) -> float:
@@ -179,7 +180,7 @@ class Roofline:
         sm_flops_per_s = self._flops_per_s(kernel.dtype, c.product_flops_share) / self.sm_count
         longer, shorter = max(kernel.m, kernel.n), min(kernel.m, kernel.n)
         # a split writes and reads fp32 parts of the result
-        part_s = 8 * kernel.batch * kernel.m * kernel.n / (self.stream_bytes_per_s * c.cache_speedup)
+        part_s = 8 * kernel.batch * kernel.m * kernel.n / max(self.stream_bytes_per_s, self.cache_bytes_per_s)
         best = float("inf")
         for a, b in TILES:
             tiles = kernel.batch * ceil(longer / a) * ceil(shorter / b)
