@@ -16,7 +16,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 def reports() -> ModuleType:
     """Load docs/reports.py, which is no part of the package."""
     spec = importlib.util.spec_from_file_location("reports", DOCS / "reports.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -105,3 +105,11 @@ def test_searches_follow_card_and_stack() -> None:
             stack=stack,
         )
         assert scaled.allocated_peak_bytes(batch) == find_peak(whole).live_bytes
+
+
+def test_the_docs_tell_every_behaviour() -> None:
+    """The page of stacks has a row for each line of the table."""
+    page = (Path(__file__).parents[2] / "docs" / "stack.md").read_text(encoding="utf-8")
+    for behaviour in BEHAVIOURS.values():
+        since = ".".join(map(str, behaviour.since))
+        assert f"| {behaviour.package} | {since} | {behaviour.summary} |" in page

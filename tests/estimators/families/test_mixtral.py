@@ -57,6 +57,7 @@ def test_the_old_names_of_experts_mean_their_stacks() -> None:
     [
         ("mistralai/Mixtral-8x7B-v0.1", 32, 6, 14336, 4096),
         ("Qwen/Qwen1.5-MoE-A2.7B", 24, 56, 1408, 2048),
+        ("Qwen/Qwen2-57B-A14B", 28, 56, 2560, 3584),
         ("Qwen/Qwen3-30B-A3B", 48, 120, 768, 2048),
     ],
 )
