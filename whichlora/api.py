@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from whichlora_calibration import Prediction, predict
+from whichlora_calibration import CURRENT, Choice, Prediction, predict
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.gpus import Gpu, find_gpu
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import ModelShape, load_model
-from whichlora_estimators.roofline import time_interval
 from whichlora_estimators.stack import NEWEST_STACK, Stack, parse_stack
 from whichlora_estimators.timeline import count_parameters
 from whichlora_estimators.workload import Workload, workload_from_json
@@ -18,6 +17,8 @@ from whichlora_estimators.workload import Workload, workload_from_json
 from .pickconfig import CHECKPOINTING_ABOVE, JOINED_METHODS
 
 SCHEMA = 1
+#: The fields of answers that hold the times of a prediction.
+TIME_NAMES = {"step": "step_s", "prefill": "prefill_s", "decode": "decode_s_per_token"}
 
 
 def estimate(
@@ -28,18 +29,20 @@ def estimate(
     checkpointing: bool | None = None,
     offline: bool = False,
     stack: str | Stack = NEWEST_STACK,
+    correction: Choice = CURRENT,
     **setup: Any,
 ) -> Prediction:
     """Predict peak memory and time of a training step, or of a generation (`phase="generate"`), on a card.
 
     `method` may join a quantization (`"qlora"`); `checkpointing=None` turns it on above 1B parameters; `setup` takes
     the other fields of `Workload` (batch_size, seq_len, rank, …), `stack` library versions ("torch==2.6.0"), newest
-    ones unless named. Raises WhichloraError for what is not known.
+    ones unless named; `correction=None` gives the formula alone. Raises WhichloraError for what is not known.
     """
     shape = load_model(model, offline=offline) if isinstance(model, str) else model
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     versions = parse_stack(stack) if isinstance(stack, str) else stack
-    return predict(make_workload(shape, method=method, checkpointing=checkpointing, **setup), card, stack=versions)
+    workload = make_workload(shape, method=method, checkpointing=checkpointing, **setup)
+    return predict(workload, card, stack=versions, correction=correction)
 
 
 def make_workload(
@@ -62,13 +65,13 @@ def checkpoints_by_default(shape: ModelShape) -> bool:
 
 
 def answer_lines(
-    lines: Iterable[Mapping[str, Any]], gpu: Gpu, *, stack: Stack = NEWEST_STACK
+    lines: Iterable[Mapping[str, Any]], gpu: Gpu, *, stack: Stack = NEWEST_STACK, correction: Choice = CURRENT
 ) -> Iterator[dict[str, Any]]:
     """Answer workloads in the JSON-lines format in order; one that must be refused gets its `error`."""
     for fields in lines:
         try:
             workload = workload_from_json(fields)
-            yield answer(predict(workload, gpu, stack=stack))
+            yield answer(predict(workload, gpu, stack=stack, correction=correction))
         except WhichloraError as error:
             yield {"id": fields.get("id", ""), "error": str(error)}
 
@@ -76,34 +79,21 @@ def answer_lines(
 def answer(prediction: Prediction) -> dict[str, Any]:
     """Flatten a prediction for machines: bytes and seconds, the times that its phase has."""
     found = prediction.estimate
-    times = {
-        name: value
-        for name in ("step_s", "prefill_s", "decode_s_per_token")
-        if (value := getattr(found.times, name)) is not None
-    }
     return {
         "id": found.workload.id,
         "model": found.workload.model,
         "gpu": found.gpu.slug,
         "trainable_params": found.trainable_params,
-        "allocated_peak_bytes": found.allocated_peak_bytes,
-        "reserved_peak_bytes": found.reserved_peak_bytes,
-        "process_bytes": found.process_bytes,
+        "allocated_peak_bytes": prediction.allocated.expected_bytes,
+        "reserved_peak_bytes": prediction.reserved.expected_bytes,
+        "process_bytes": prediction.process.expected_bytes,
         "process_interval_bytes": [prediction.process.low_bytes, prediction.process.high_bytes],
         "coverage": prediction.process.coverage,
         "verdict": prediction.verdict.value,
-        **times,
-        **_time_intervals(times),
+        **{TIME_NAMES[name]: span.expected_s for name, span in prediction.times.items()},
+        **{f"{TIME_NAMES[name]}_interval": [span.low_s, span.high_s] for name, span in prediction.times.items()},
         "peak_phase": found.peak.phase,
         "breakdown": found.breakdown,
         "evidence": prediction.evidence,
+        "time_evidence": next((span.evidence for span in prediction.times.values()), None),
     }
-
-
-_PHASE_OF_TIME = {"step_s": "train", "prefill_s": "prefill", "decode_s_per_token": "decode"}
-
-
-def _time_intervals(times: Mapping[str, float]) -> dict[str, list[float]]:
-    """Bound each time by what held-out published runs showed."""
-    bounds = {name: time_interval(seconds, _PHASE_OF_TIME[name]) for name, seconds in times.items()}
-    return {f"{name}_interval": [bound.low_s, bound.high_s] for name, bound in bounds.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
 
-from whichlora_calibration import Prediction, Verdict, judge, predict
+from whichlora_calibration import Prediction, Verdict, expected_times, judge, predict
 from whichlora_calibration.prediction import reserved_range
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.estimate import Estimate, Times, estimate
@@ -277,7 +277,7 @@ def _verdict(least_bytes: int, most_bytes: int, limit_bytes: int) -> tuple[Verdi
 
 def settled(config: PickConfig, row: Row) -> tuple[Row, Prediction]:
     """Predict a row in full, allocator replayed, which narrows its range."""
-    prediction = predict(row.workload, config.gpu, stack=config.stack)
+    prediction = predict(row.workload, config.gpu, stack=config.stack, correction=config.correction)
     process = prediction.process
     verdict, reasons = _verdict(process.low_bytes, process.high_bytes, memory_limit(config, row.workload.phase))
     others = row.rejected[1:] if row.verdict is Verdict.TIGHT else row.rejected
@@ -291,7 +291,8 @@ def settled(config: PickConfig, row: Row) -> tuple[Row, Prediction]:
     return found, prediction
 
 
-def _timed(config: PickConfig, row: Row, times: Times, reasons: list[str]) -> Row:
+def _timed(config: PickConfig, row: Row, formula: Times, reasons: list[str]) -> Row:
+    times = expected_times(formula, row.workload, config.gpu, stack=config.stack, correction=config.correction)
     if row.workload.phase == "generate":
         time_s, limit_s, what = _seconds_per_token(row.workload, times), config.stage1.time_per_token_s, "a token takes"
     else:

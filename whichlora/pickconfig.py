@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from whichlora_calibration import CURRENT, Choice
 from whichlora_estimators.errors import BadValue, UnknownName
 from whichlora_estimators.gpus import Gpu, find_gpu, gpu_from_fields
 from whichlora_estimators.methods import find_method
@@ -110,6 +111,7 @@ class PickConfig:
     precision: str = "bf16-true"
     policy: tuple[str, ...] = POLICY
     soft: Soft = Soft()
+    correction: Choice = CURRENT
     data: DataSpec | None = None
     padded: bool = False
     stack: Stack = NEWEST_STACK

@@ -1,5 +1,31 @@
-"""From estimates to predictions: how far to trust a number, and the verdict that follows."""
+"""From estimates to predictions: corrected by what was measured, with how far to trust them, and a verdict."""
 
-from .prediction import Interval, Prediction, Verdict, judge, predict
+from .correction import Correction
+from .current import current_correction
+from .prediction import (
+    CURRENT,
+    Choice,
+    Interval,
+    Prediction,
+    TimeSpan,
+    Verdict,
+    corrected_times,
+    expected_times,
+    judge,
+    predict,
+)
 
-__all__ = ["Interval", "Prediction", "Verdict", "judge", "predict"]
+__all__ = [
+    "CURRENT",
+    "Choice",
+    "Correction",
+    "Interval",
+    "Prediction",
+    "TimeSpan",
+    "Verdict",
+    "corrected_times",
+    "current_correction",
+    "expected_times",
+    "judge",
+    "predict",
+]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from whichlora_estimators.errors import WhichloraError
 from whichlora_profiles_db import Measurement, published_facts
 
-from .forecasts import Forecast, Forecasts
+from .forecasts import Forecast, Forecasts, time_features
 
 MEMORY = ("allocated", "reserved", "process")
 TIMES = ("step", "prefill", "decode")
@@ -99,16 +99,16 @@ def _cases(measurement: Measurement, forecasts: Forecasts) -> Iterator[Case]:
 
 
 def _case(measurement: Measurement, forecast: Forecast, target: str, value: float, cell: str) -> Case:
-    environment = measurement.environment
+    environment, predicted = measurement.environment, forecast.predicted[target]
     assert environment.gpu is not None
     return Case(
         measurement_id=measurement.id,
         target=target,
         measured=value,
-        predicted=forecast.predicted[target],
+        predicted=predicted,
         out_of_memory=measurement.outcome == "oom",
         card_bytes=environment.gpu_total_bytes or forecast.total_bytes,
-        features=forecast.features,
+        features=forecast.features if target in MEMORY else time_features(measurement.workload, predicted),
         model=measurement.workload.model,
         gpu=environment.gpu,
         stack=stack_label(environment.versions),

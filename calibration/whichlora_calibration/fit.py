@@ -90,7 +90,7 @@ def candidates(target: str) -> tuple[Candidate, ...]:
 
 _FEATURES = {
     "memory": ("activation share", "logits share", "fragmentation", "four bit", "checkpointing", "generation"),
-    "time": ("four bit", "int8", "checkpointing", "log tokens", "log weights"),
+    "time": ("four bit", "int8", "checkpointing", "log tokens", "log seconds"),
 }
 
 

@@ -85,20 +85,27 @@ def forecast_of(found: Estimate) -> Forecast:
 
 
 def features_of(found: Estimate) -> dict[str, float]:
-    """Return what may explain a miss: shares of the peak, how the step runs, and its size. All are without units."""
+    """Return what may explain a miss of memory: shares of the peak, and how the step runs. All are without units."""
     workload, parts, live = found.workload, found.peak.components, max(found.peak.live_bytes, 1)
-    tokens = workload.batch_size * (workload.seq_len if workload.phase == "train" else workload.prefill_len)
     return {
         "activation share": parts.get("activations", 0) / live,
         "logits share": parts.get("logits and loss", 0) / live,
         "fragmentation": found.reserved_peak_bytes / live - 1,
         "four bit": float(workload.quantization in ("nf4", "fp4")),
+        "checkpointing": float(workload.checkpointing),
+        "generation": float(workload.phase == "generate"),
+    }
+
+
+def time_features(workload: Workload, predicted_s: float) -> dict[str, float]:
+    """Return what may explain a miss of a time: how the step runs, and its size. All are without units."""
+    tokens = workload.batch_size * (workload.seq_len if workload.phase == "train" else workload.prefill_len)
+    return {
+        "four bit": float(workload.quantization in ("nf4", "fp4")),
         "int8": float(workload.quantization == "int8"),
         "checkpointing": float(workload.checkpointing),
-        "autocast": float(workload.precision.endswith("mixed")),
-        "generation": float(workload.phase == "generate"),
         "log tokens": math.log10(tokens),
-        "log weights": math.log10(max(parts.get("weights", 1), 1)),
+        "log seconds": math.log10(predicted_s),
     }
 
 

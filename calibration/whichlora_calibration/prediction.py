@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from whichlora_estimators.estimate import Estimate, estimate
+from whichlora_estimators.estimate import Estimate, Times, estimate
 from whichlora_estimators.gpus import Gpu
+from whichlora_estimators.roofline import time_interval
 from whichlora_estimators.stack import NEWEST_STACK, Stack
 from whichlora_estimators.units import MIB
 from whichlora_estimators.workload import Workload
+
+from .cases import stack_label
+from .correction import Correction
+from .current import current_correction
+from .forecasts import features_of, time_features
 
 #: By how much the CUDA context of a card was missed at worst when its own readings were held out
 #: (whichlora_estimators/data/cuda_context.json; tests/estimators/test_gpus.py recomputes it).
@@ -30,38 +37,165 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Where the measured value lies with probability `coverage`."""
+    """Bytes that are expected, and where the measured value lies with probability `coverage`."""
 
+    expected_bytes: int
     low_bytes: int
     high_bytes: int
     coverage: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSpan:
+    """Seconds that are expected, where the measured value lies with probability `coverage`, and the evidence."""
+
+    expected_s: float
+    low_s: float
+    high_s: float
+    coverage: float
+    evidence: str = "formula"
+
+    def times(self, count: float) -> TimeSpan:
+        """Return the span of so many such times in a row, all off by the same share."""
+        return replace(self, expected_s=self.expected_s * count, low_s=self.low_s * count, high_s=self.high_s * count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """An estimate with the intervals of its allocated and process bytes, its verdict and its evidence."""
+    """What is expected of a workload on a card: bytes and seconds with their intervals, the verdict, the evidence.
+
+    `estimate` is the formula's part, itemised; the rest is corrected by what was measured, where that is better.
+    `evidence` is that of the bytes. `times` has `step`, or `prefill` and `decode` (of a token).
+    """
 
     estimate: Estimate
     allocated: Interval
+    reserved: Interval
     process: Interval
+    times: Mapping[str, TimeSpan]
     verdict: Verdict
     evidence: str = "formula"
 
+    @property
+    def expected(self) -> Times:
+        """The times that are expected."""
+        return _expected(self.times)
 
-def predict(workload: Workload, gpu: Gpu, *, stack: Stack = NEWEST_STACK) -> Prediction:
-    """Predict a workload on a card under some library versions.
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens trained, or generated while decoding, in a second (padding counts), as it is expected."""
+        span = self.times.get("step") or self.times.get("decode")
+        formula_s = self.estimate.times.step_s or self.estimate.times.decode_s_per_token
+        rate = self.estimate.tokens_per_s
+        return None if span is None or rate is None or formula_s is None else rate * formula_s / span.expected_s
 
-    Raises UnknownName, BadValue or Unsupported for what has no formula.
+
+class _Current(Enum):
+    """Stands for the correction in use."""
+
+    CURRENT = "current"
+
+
+CURRENT = _Current.CURRENT
+#: A correction, none, or the one in use.
+Choice = Correction | None | _Current
+
+
+def predict(workload: Workload, gpu: Gpu, *, stack: Stack = NEWEST_STACK, correction: Choice = CURRENT) -> Prediction:
+    """Predict a workload on a card under some library versions, by the formula and the correction in use.
+
+    Give None for the formula alone. Raises UnknownName, BadValue or Unsupported for what has no formula.
     """
+    used = current_correction() if correction is CURRENT else correction
     found = estimate(workload, gpu, stack=stack)
-    allocated = _interval("allocated", workload, found.allocated_peak_bytes)
-    process = _with_context(_interval("reserved", workload, found.reserved_peak_bytes), found.context_bytes)
-    needed_bytes = allocated.low_bytes + found.context_bytes
+    corrector = _Corrector(used, found, gpu, stack)
+    allocated = corrector.interval("allocated", found.allocated_peak_bytes)
+    reserved = corrector.interval("reserved", found.reserved_peak_bytes)
+    process = corrector.process(reserved)
     return Prediction(
         estimate=found,
         allocated=allocated,
+        reserved=reserved,
         process=process,
-        verdict=judge(needed_bytes, process.high_bytes, gpu.total_bytes),
+        times=corrected_times(found.times, workload, gpu, stack=stack, correction=used),
+        verdict=judge(allocated.low_bytes + found.context_bytes, process.high_bytes, gpu.total_bytes),
+        evidence=corrector.evidence,
+    )
+
+
+class _Corrector:
+    """Applies a correction to the bytes of an estimate; what it says nothing of has the formula's own interval."""
+
+    def __init__(self, correction: Correction | None, found: Estimate, gpu: Gpu, stack: Stack) -> None:
+        self.correction, self.found, self.gpu = correction, found, gpu
+        self.stack = stack_label(dict(stack.versions))
+        self.evidence = "formula"
+
+    def interval(self, target: str, predicted_bytes: int) -> Interval:
+        """Return the interval of a counter: as learnt, or else as rehearsals show it."""
+        learnt = self._learnt(target, predicted_bytes)
+        return learnt or _interval(target, self.found.workload, predicted_bytes)
+
+    def process(self, reserved: Interval) -> Interval:
+        """Return the interval of process bytes: as learnt, or else reserved bytes and the context."""
+        learnt = self._learnt("process", self.found.process_bytes)
+        return learnt or _with_context(reserved, self.found.context_bytes)
+
+    def _learnt(self, target: str, predicted_bytes: int) -> Interval | None:
+        part = None if self.correction is None else self.correction.targets.get(target)
+        if part is None or self.correction is None:
+            return None
+        mode = part.mode(self.gpu.slug)
+        expected = predicted_bytes * part.ratio(features_of(self.found), self.gpu.slug, self.stack)
+        if mode.applied:
+            self.evidence = "corrected"
+        return Interval(
+            expected_bytes=int(expected),
+            low_bytes=int(expected * mode.low),
+            high_bytes=int(expected * mode.high),
+            coverage=self.correction.coverage,
+        )
+
+
+def corrected_times(
+    times: Times, workload: Workload, gpu: Gpu, *, stack: Stack = NEWEST_STACK, correction: Choice = CURRENT
+) -> dict[str, TimeSpan]:
+    """Return the formula's times as they are expected, each with its interval."""
+    used = current_correction() if correction is CURRENT else correction
+    known = {"step": times.step_s, "prefill": times.prefill_s, "decode": times.decode_s_per_token}
+    label = stack_label(dict(stack.versions))
+    return {name: _span(name, s, workload, gpu, label, used) for name, s in known.items() if s is not None}
+
+
+def expected_times(
+    times: Times, workload: Workload, gpu: Gpu, *, stack: Stack = NEWEST_STACK, correction: Choice = CURRENT
+) -> Times:
+    """Return the formula's times, corrected where that is better."""
+    return _expected(corrected_times(times, workload, gpu, stack=stack, correction=correction))
+
+
+def _expected(spans: Mapping[str, TimeSpan]) -> Times:
+    expected = {name: span.expected_s for name, span in spans.items()}
+    return Times(
+        step_s=expected.get("step"), prefill_s=expected.get("prefill"), decode_s_per_token=expected.get("decode")
+    )
+
+
+def _span(
+    target: str, predicted_s: float, workload: Workload, gpu: Gpu, stack: str, correction: Correction | None
+) -> TimeSpan:
+    part = None if correction is None else correction.targets.get(target)
+    if part is None or correction is None or predicted_s <= 0:
+        bound = time_interval(predicted_s, "train" if target == "step" else target)
+        return TimeSpan(expected_s=predicted_s, low_s=bound.low_s, high_s=bound.high_s, coverage=bound.coverage)
+    mode = part.mode(gpu.slug)
+    expected_s = predicted_s * part.ratio(time_features(workload, predicted_s), gpu.slug, stack)
+    return TimeSpan(
+        expected_s=expected_s,
+        low_s=expected_s * mode.low,
+        high_s=expected_s * mode.high,
+        coverage=correction.coverage,
+        evidence="corrected" if mode.applied else "formula",
     )
 
 
@@ -87,6 +221,7 @@ def reserved_range(workload: Workload, allocated_peak_bytes: int) -> tuple[int, 
 
 def _with_context(reserved: Interval, context_bytes: int) -> Interval:
     return Interval(
+        expected_bytes=reserved.expected_bytes + context_bytes,
         low_bytes=reserved.low_bytes + max(0, context_bytes - CONTEXT_ERROR_BYTES),
         high_bytes=reserved.high_bytes + context_bytes + CONTEXT_ERROR_BYTES,
         coverage=reserved.coverage,
@@ -97,7 +232,10 @@ def _interval(counter: str, workload: Workload, predicted_bytes: int) -> Interva
     table = _ratios()
     low, high = table["ratios"][workload.phase][counter]
     return Interval(
-        low_bytes=int(predicted_bytes * low), high_bytes=int(predicted_bytes * high), coverage=table["coverage"]
+        expected_bytes=predicted_bytes,
+        low_bytes=int(predicted_bytes * low),
+        high_bytes=int(predicted_bytes * high),
+        coverage=table["coverage"],
     )
 
 

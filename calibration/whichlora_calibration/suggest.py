@@ -14,7 +14,7 @@ from whichlora_profiles_db import workload_id
 
 from .cases import Case
 from .fit import candidates
-from .forecasts import Forecast, Forecasts
+from .forecasts import Forecast, Forecasts, time_features
 
 #: The share of a card's memory that a suggested run may be predicted to take, and the seconds that it may last.
 FULLEST, LONGEST_S = 0.85, 60.0
@@ -93,20 +93,21 @@ def _least_known(
     """Return the candidate of largest variance under ridge regression: x (XᵀX + penalty)⁻¹ xᵀ."""
     import numpy as np
 
-    target = _TARGETS[found[0][0].phase]
+    phase = found[0][0].phase
+    target = _TARGETS[phase]
     candidate = candidates(target)[-1]
     names = candidate.features
     own = [case for case in cases if case.target == target]
     raw = [[case.features[name] for name in names] for case in own]
-    raw += [[forecast.features[name] for name in names] for _, forecast in picked]
-    tried = np.array([[forecast.features[name] for name in names] for _, forecast in found])
+    raw += [_features(workload, forecast, target, names) for workload, forecast in picked if workload.phase == phase]
+    tried = np.array([_features(workload, forecast, target, names) for workload, forecast in found])
     everything = np.array(raw + tried.tolist())
     mean, spread = everything.mean(axis=0), np.maximum(everything.std(axis=0), 1e-9)
 
     def design(features: object, here: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.column_stack([(np.array(features) - mean) / spread, here])
 
-    seen = [float(case.gpu == gpu.slug) for case in own] + [1.0] * len(picked)
+    seen = [float(case.gpu == gpu.slug) for case in own] + [1.0] * (len(raw) - len(own))
     information = candidate.penalty * np.eye(len(names) + 1)
     if raw:
         known = design(raw, seen)
@@ -114,3 +115,8 @@ def _least_known(
     x = design(tried, [1.0] * len(found))
     variances = np.einsum("ij,jk,ik->i", x, np.linalg.inv(information), x)
     return found[int(np.argmax(variances))][0]
+
+
+def _features(workload: Workload, forecast: Forecast, target: str, names: Sequence[str]) -> list[float]:
+    found = time_features(workload, forecast.predicted[target])
+    return [found[name] for name in names]

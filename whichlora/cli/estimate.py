@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from whichlora_calibration import Prediction, predict
+from whichlora_calibration import CURRENT, Choice, Prediction, predict
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.models import load_model
@@ -34,10 +34,20 @@ from .hours import (
     whole_training,
     with_shots,
 )
+from .setup_options import generation_fields, setup_options, training_fields
 from .tables import table
 
 #: The card that a workload file is answered for unless one is named.
 WORKLOADS_GPU = "a100-sxm-80gb"
+
+correction_option = click.option(
+    "--no-correction",
+    "correction",
+    flag_value=None,
+    default=CURRENT,
+    type=click.UNPROCESSED,
+    help="The formula alone, without what `whichlora calibrate` learnt.",
+)
 
 
 @click.command()
@@ -59,9 +69,7 @@ WORKLOADS_GPU = "a100-sxm-80gb"
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), default="bf16-true", show_default=True)
 @click.option("--attention", type=click.Choice(ATTENTIONS), default="sdpa", show_default=True)
-@click.option(
-    "--optimizer", default="adamw", show_default=True, help="adamw, adamw-8bit, paged-adamw-8bit, sgd, adafactor."
-)
+@click.option("--optimizer", default="adamw", show_default=True, help="adamw, adamw-fused, adamw-8bit, adafactor, …")
 @click.option("--checkpointing/--no-checkpointing", default=None, help="Default: on above 1B parameters.")
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="Of the adapters.")
 @click.option("--padded", is_flag=True, help="Some of the batch is padding, so that a mask is passed.")
@@ -69,8 +77,10 @@ WORKLOADS_GPU = "a100-sxm-80gb"
 @click.option("--prefill-len", "prefill_lens", multiple=True, type=int, default=[1024], show_default=True)
 @click.option("--decode-len", type=int, default=128, show_default=True, help="New tokens, for --generate.")
 @click.option("--all-logits", is_flag=True, help="Keep logits of every prompt position (before transformers 4.45).")
+@setup_options
 @click.option("--stack", default="", help="Library versions: torch==2.6.0,transformers==4.57.6 (default: newest).")
 @time_options
+@correction_option
 @click.option("--explain", is_flag=True, help="Itemise each prediction at its peak.")
 @click.option(
     "--workloads", type=click.Path(path_type=Path), help="Predict one workload per line of a JSON-lines file."
@@ -86,7 +96,7 @@ def estimate(
     use: LoRA of rank 16 on all linear layers, bf16 weights, sdpa attention, AdamW, checkpointing above 1B parameters.
     """
     if workloads is not None:
-        _echo_workloads(workloads, gpus, as_json, parse_stack(options["stack"]))
+        _echo_workloads(workloads, gpus, as_json, parse_stack(options["stack"]), options["correction"])
         return
     if not models or not gpus:
         missing = "MODEL" if not models else "--gpu"
@@ -96,7 +106,7 @@ def estimate(
     options["known_lengths"] = read_lengths(options)
     stack = parse_stack(options["stack"])
     predictions = [
-        predict(workload, find_gpu(gpu), stack=stack)
+        predict(workload, find_gpu(gpu), stack=stack, correction=options["correction"])
         for workload in _combinations(models, options)
         for gpu in dict.fromkeys(gpus)
     ]
@@ -134,10 +144,12 @@ def setups(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "decode_len": options["decode_len"],
                 "last_logits_only": not options["all_logits"],
                 "batch_size": batch_size,
+                **generation_fields(options),
             }
         return
     shared |= {key: options[key] for key in ("optimizer", "checkpointing", "dropout", "padded")}
     shared["targets"] = _targets(options["targets"])
+    shared |= training_fields(options)
     grid = product(options["methods"], quantizations, options["ranks"], options["seq_lens"], options["batch_sizes"])
     for method, quantization, rank, seq_len, batch_size in grid:
         named = {} if quantization is None else {"quantization": quantization}
@@ -162,16 +174,24 @@ def _table(predictions: list[Prediction], options: dict[str, Any]) -> str:
 def _cells(prediction: Prediction, options: dict[str, Any]) -> list[str]:
     found = prediction.estimate
     workload = found.workload
-    memory = (found.allocated_peak_bytes, found.reserved_peak_bytes, found.process_bytes)
+    memory = (each.expected_bytes for each in (prediction.allocated, prediction.reserved, prediction.process))
     cells = [workload.model, found.gpu.slug, setup_text(workload), str(workload.batch_size), *map(format_bytes, memory)]
     cells.append(prediction.verdict.value)
     if workload.phase == "generate":
         cells += _serving_cells(prediction, options)
     else:
         lengths = options["known_lengths"]
-        cells += [span(found.times.step_s, "train"), f"{found.tokens_per_s or 0:,.0f}"]
-        cells += training_cells(whole_training(prediction, lengths, options), options, lengths=lengths is not None)
-    return [*cells, prediction.evidence]
+        cells += [span(prediction.times.get("step")), f"{prediction.tokens_per_s or 0:,.0f}"]
+        cells += training_cells(
+            prediction, whole_training(prediction, lengths, options), options, lengths=lengths is not None
+        )
+    return [*cells, evidence(prediction)]
+
+
+def evidence(prediction: Prediction) -> str:
+    """Name the evidence of the bytes, and that of the times where it is another."""
+    of_times = {span.evidence for span in prediction.times.values()} - {prediction.evidence}
+    return ", ".join([prediction.evidence, *(f"times {each}" for each in sorted(of_times))])
 
 
 def setup_text(workload: Workload) -> str:
@@ -185,8 +205,8 @@ def setup_text(workload: Workload) -> str:
 
 
 def _serving_cells(prediction: Prediction, options: dict[str, Any]) -> list[str]:
-    times, with_draft = prediction.estimate.times, drafted(prediction, options)
-    cells = [span(times.prefill_s, "prefill"), span(times.decode_s_per_token, "decode")]
+    times, with_draft = prediction.times, drafted(prediction, options)
+    cells = [span(times.get("prefill")), span(times.get("decode"))]
     answers = [found for found in (served(prediction), with_draft) if found is not None]
     return cells + [format_seconds(found.total_s) for found in answers]
 
@@ -197,7 +217,7 @@ def _as_json(prediction: Prediction, options: dict[str, Any]) -> dict[str, Any]:
     trains = workload.phase == "train"
     kept += ["method", "rank", "optimizer", "checkpointing", "seq_len"] if trains else ["prefill_len", "decode_len"]
     if trains:
-        more = training_json(whole_training(prediction, options["known_lengths"], options))
+        more = training_json(prediction, whole_training(prediction, options["known_lengths"], options))
     else:
         more = serving_json(prediction, options)
     return {**{name: getattr(workload, name) for name in kept}, **answer(prediction), **more}
@@ -208,6 +228,8 @@ def explanation(prediction: Prediction) -> str:
     found = prediction.estimate
     rows = sorted(found.breakdown.items(), key=lambda item: -item[1])
     total = found.process_bytes
+    expected = prediction.process.expected_bytes
+    corrected = [] if prediction.evidence == "formula" else [("corrected", format_bytes(expected), "")]
     lines = [(name, format_bytes(size), f"{100 * size / total:.1f}%") for name, size in rows]
     head = (
         f"{found.workload.model} on {found.gpu.name}, {setup_text(found.workload)}, batch {found.workload.batch_size}"
@@ -217,7 +239,11 @@ def explanation(prediction: Prediction) -> str:
         [
             head,
             f"peak of allocated bytes in {found.peak.phase}",
-            table(("component", "bytes", "share"), [*lines, ("process", format_bytes(total), "")], right=(1, 2)),
+            table(
+                ("component", "bytes", "share"),
+                [*lines, ("process", format_bytes(total), ""), *corrected],
+                right=(1, 2),
+            ),
             f"process bytes between {low} and {high} with {prediction.process.coverage:.0%} probability;"
             f" the card has {format_bytes(found.gpu.total_bytes)}: {prediction.verdict.value}",
             f"trainable parameters: {found.trainable_params:,}",
@@ -225,11 +251,11 @@ def explanation(prediction: Prediction) -> str:
     )
 
 
-def _echo_workloads(path: Path, gpus: tuple[str, ...], as_json: bool, stack: Stack) -> None:
+def _echo_workloads(path: Path, gpus: tuple[str, ...], as_json: bool, stack: Stack, correction: Choice) -> None:
     gpu = find_gpu(gpus[0] if gpus else WORKLOADS_GPU)
     if not gpus:
         click.echo(f"times and context are those of {gpu.name}; --gpu names another card", err=True)
-    for found in answer_lines(read_lines(path), gpu, stack=stack):
+    for found in answer_lines(read_lines(path), gpu, stack=stack, correction=correction):
         if as_json:
             click.echo(json.dumps(found))
         elif "error" in found:

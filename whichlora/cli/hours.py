@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from whichlora_calibration import Prediction, predict
+from whichlora_calibration import Prediction, TimeSpan, predict
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.estimate import step_times
 from whichlora_estimators.lengths import (
@@ -23,7 +23,6 @@ from whichlora_estimators.lengths import (
     lengths_of,
 )
 from whichlora_estimators.models import load_model
-from whichlora_estimators.roofline import time_interval
 from whichlora_estimators.schedule import Training, training, widths_to_time
 from whichlora_estimators.strategies import Answering, answering, speculative, with_examples
 from whichlora_estimators.units import format_seconds
@@ -122,8 +121,9 @@ def longest_batch(setup: dict[str, Any], lengths: Lengths | None, options: dict[
 
 def whole_training(prediction: Prediction, lengths: Lengths | None, options: dict[str, Any]) -> Training | None:
     """Return what all epochs take, None where neither samples nor lengths were given."""
-    workload, gpu, step_s = prediction.estimate.workload, prediction.estimate.gpu, prediction.estimate.times.step_s
-    if step_s is None or (lengths is None and options["samples"] is None):
+    workload, gpu = prediction.estimate.workload, prediction.estimate.gpu
+    step_s, formula_s = prediction.expected.step_s, prediction.estimate.times.step_s
+    if step_s is None or formula_s is None or (lengths is None and options["samples"] is None):
         return None
     equal = lengths is None
     known = lengths_from_histogram({workload.seq_len: options["samples"]}) if lengths is None else lengths
@@ -131,17 +131,20 @@ def whole_training(prediction: Prediction, lengths: Lengths | None, options: dic
     epoch = epoch_of(known, batch_size, collation=options["collate"], seq_len=workload.seq_len)
     times = {workload.seq_len: step_s}
     if not equal:
-        times |= step_times(workload, gpu, (w for w in widths_to_time(known, epoch) if w not in times))
+        others = step_times(workload, gpu, (w for w in widths_to_time(known, epoch) if w not in times))
+        times |= {width: seconds * step_s / formula_s for width, seconds in others.items()}
     shared = {"epochs": options["epochs"], "price_per_hour": options["price_per_hour"]}
     return training(epoch, times, gpu, **shared)
 
 
-def training_cells(found: Training | None, options: dict[str, Any], *, lengths: bool) -> list[str]:
+def training_cells(
+    prediction: Prediction, found: Training | None, options: dict[str, Any], *, lengths: bool
+) -> list[str]:
     """Lay out the columns that `training_headers` names."""
     if found is None:
         return []
     cells = [f"{found.epoch.padding_share:.0%}", f"{found.steps:,}"] if lengths else []
-    cells.append(span(found.total_s, "train"))
+    cells.append(span(_total(prediction, found)))
     if options["energy"]:
         cells.append("-" if found.energy_j is None else f"{found.energy_j / _JOULES_PER_KWH:.2f} kWh")
     if found.price is not None:
@@ -158,11 +161,17 @@ def training_headers(options: dict[str, Any]) -> list[str]:
     return [*headers, *(["price"] if options["price_per_hour"] is not None else [])]
 
 
-def training_json(found: Training | None) -> dict[str, Any]:
+def _total(prediction: Prediction, found: Training) -> TimeSpan:
+    """Return the span of all epochs: off by the share that a step is."""
+    step = prediction.times["step"]
+    return step.times(found.total_s / step.expected_s)
+
+
+def training_json(prediction: Prediction, found: Training | None) -> dict[str, Any]:
     """Flatten a whole training for machines."""
     if found is None:
         return {}
-    interval = time_interval(found.total_s, "train")
+    interval = _total(prediction, found)
     shown: dict[str, Any] = {
         "steps": found.steps,
         "epoch_s": found.epoch_s,
@@ -178,12 +187,11 @@ def training_json(found: Training | None) -> dict[str, Any]:
     return {name: value for name, value in shown.items() if value is not None}
 
 
-def span(seconds: float | None, phase: str) -> str:
+def span(found: TimeSpan | None) -> str:
     """Say a time and between what it lies: `120.0 ms (100.0 ms to 150.0 ms)`."""
-    if seconds is None:
+    if found is None:
         return "-"
-    interval = time_interval(seconds, phase)
-    return f"{format_seconds(seconds)} ({format_seconds(interval.low_s)} to {format_seconds(interval.high_s)})"
+    return f"{format_seconds(found.expected_s)} ({format_seconds(found.low_s)} to {format_seconds(found.high_s)})"
 
 
 # Serving ---------------------------------------------------------------------------------------------------------------
@@ -199,7 +207,7 @@ def with_shots(setup: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
 
 def served(prediction: Prediction) -> Answering:
     """Return an answer's times."""
-    workload, times = prediction.estimate.workload, prediction.estimate.times
+    workload, times = prediction.estimate.workload, prediction.expected
     return answering(times, batch_size=workload.batch_size, new_tokens=workload.decode_len)
 
 
@@ -221,7 +229,7 @@ def _verify_s(workload: Workload, draft_tokens: int, prediction: Prediction) -> 
     Weights are read once and the products have as many rows; the cache is counted once for each token, a little too much.
     """
     several = workload.with_(batch_size=workload.batch_size * (draft_tokens + 1))
-    times = predict(several, prediction.estimate.gpu).estimate.times
+    times = predict(several, prediction.estimate.gpu).expected
     assert times.decode_s_per_token is not None
     return times.decode_s_per_token
 

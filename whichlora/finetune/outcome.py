@@ -129,6 +129,7 @@ def compare(recipe: Recipe, workload: Workload, seen: Seen, gpu: Gpu | None) -> 
         ("reserved", prediction.process, context_bytes),
     ):
         predicted = Interval(
+            expected_bytes=interval.expected_bytes - beside,
             low_bytes=max(0, interval.low_bytes - beside - freed_bytes),
             high_bytes=interval.high_bytes - beside,
             coverage=interval.coverage,

@@ -1,0 +1,81 @@
+"""Learn the correction that ships with the package, from the published measurements alone, and write its scores.
+
+    python -m benchmarks.make_correction
+
+Writes calibration/whichlora_calibration/data/correction.json and docs/calibration.md. Run it after every change of the
+estimators: tests compare the predictions that it was learnt from with present ones.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from whichlora_calibration.calibrate import Calibration, calibrate
+from whichlora_calibration.cases import TARGETS, cases_of
+from whichlora_calibration.correction import correction_to_json
+from whichlora_calibration.forecasts import Forecasts
+from whichlora_profiles_db import published
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "calibration/whichlora_calibration/data/correction.json"
+PAGE = ROOT / "docs/calibration.md"
+BEGIN, END = "<!-- scores: written by benchmarks/make_correction.py -->", "<!-- end of scores -->"
+_NAMES = {"step": "training step", "prefill": "prefill", "decode": "decoded token"}
+
+
+def main() -> None:
+    """Fit, write, print."""
+    cases, left = cases_of(published(), Forecasts(), report=_tell)
+    found = calibrate(cases, left, report=_tell)
+    DATA.write_text(json.dumps(correction_to_json(found.correction), indent=1) + "\n", encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{scores_page(found)}\n{END}{after}", encoding="utf-8")
+    print(scores_page(found))
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def scores_page(found: Calibration) -> str:
+    """Lay out the held-out scores as Markdown."""
+    lines = ["| what | held out | groups | cells | formula | corrected | gain (middle 90%) | in 90% interval | applied |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
+    for target in TARGETS:
+        if target in found.targets:
+            lines += _lines(target, found.targets[target].correction.scores)
+    false = found.correction.false_fits
+    if false:
+        lines += ["", _false_fits(false)]
+    return "\n".join(lines)
+
+
+def _lines(target: str, scores: Any) -> list[str]:
+    lines = []
+    for group, label in (("model", "model"), ("gpu", "card"), ("source", "source")):
+        part = scores[group]
+        gain = f"{part['gain']:+.1%} ({part['gain_low']:+.1%} to {part['gain_high']:+.1%})"
+        inside = f"{part['coverage']:.0%}" if part.get("coverage") is not None else "–"
+        applied = {True: "yes", False: "no"}.get(part.get("applied"), "–")
+        errors = " | ".join(f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected"))
+        name = _NAMES.get(target, f"{target} bytes")
+        lines.append(
+            f"| {name} | {label} | {part['groups']} | {part['cells']} | {errors} | {gain} | {inside} | {applied} |"
+        )
+    return lines
+
+
+def _false_fits(false: Any) -> str:
+    return (
+        f"Of {false['cells']:.0f} held-out cells with process bytes or an out-of-memory, {false['said_to_fit']:.0f} were"
+        f" said to fit and {false['did_not_fit']:.0f} did not fit; said to fit and did not: {false['wrong']:.0f}"
+        f" ({false['rate']:.1%})."
+    )
+
+
+if __name__ == "__main__":
+    main()
