@@ -120,7 +120,8 @@ def sweep(
 
 
 def _folder(store: Store, command: Sequence[str], workloads: Sequence[Workload], cluster: Cluster) -> Path:
-    content = json.dumps([list(command), cluster.array_size, list(map(workload_to_json, workloads))], sort_keys=True)
+    asked = [list(command), cluster.array_size, cluster.options.get("gres"), list(map(workload_to_json, workloads))]
+    content = json.dumps(asked, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     return store.path.with_name(f"{store.path.name}.sweeps") / digest
 

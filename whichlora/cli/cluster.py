@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import click
@@ -25,7 +26,7 @@ def cluster_options(command: _Command) -> _Command:
             "cluster_options",
             multiple=True,
             metavar="NAME=VALUE",
-            help="An option for Slurm's jobs, such as partition=gpu or gres=gpu:a100:1; repeatable.",
+            help="An option for Slurm's jobs, such as partition=gpu; each gres=gpu:TYPE:1 gets an array of its own.",
         ),
         click.option("--array-size", type=int, default=ARRAY_SIZE, show_default=True, help="Tasks of the job array."),
         click.option(
@@ -36,30 +37,41 @@ def cluster_options(command: _Command) -> _Command:
     return command
 
 
-def swept(command: list[str], asked: list[Workload], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Run a command of ours over workloads on the cluster that the options name; yield its answers in order."""
+def sweeps(command: list[str], asked: list[Workload], options: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Run a command of ours over workloads on the cluster that the options name; return its answers in order.
 
-    def tell(done: int, tasks: int, what: str) -> None:
-        click.echo(f"[{done}/{tasks} tasks] {what}", err=True)
+    Each `gres` among the options gets a job array of its own over all of the workloads, side by side, and a list here.
+    """
+    store, clusters = open_store(options["db"]), _clusters(options)
+    if len(clusters) == 1:
+        return [list(sweep(command, asked, store, clusters[0], on_progress=_tell))]
+    with ThreadPoolExecutor(max_workers=len(clusters)) as pool:
+        return list(pool.map(lambda one: list(sweep(command, asked, store, one, on_progress=_tell)), clusters))
 
+
+def _tell(done: int, tasks: int, what: str) -> None:
+    click.echo(f"[{done}/{tasks} tasks] {what}", err=True)
+
+
+def _clusters(options: dict[str, Any]) -> list[Cluster]:
     pairs = [given.partition("=") for given in options["cluster_options"]]
     if bad := [name for name, sign, _ in pairs if not sign]:
         raise BadValue("a cluster option without its value", value=bad[0], todo="Write NAME=VALUE.")
     settings = {name.removeprefix("slurm_").replace("-", "_"): value for name, _, value in pairs}
-    cluster = Cluster(kind=options["cluster"], array_size=options["array_size"], options=settings)
-    return sweep(command, asked, open_store(options["db"]), cluster, on_progress=tell)
+    cards = [value for name, _, value in pairs if name == "gres"]
+    each = [settings | {"gres": card} for card in dict.fromkeys(cards)] or [settings]
+    return [Cluster(kind=options["cluster"], array_size=options["array_size"], options=one) for one in each]
 
 
-def echo_sweep(
+def echo_sweeps(
     lines: list[Workload | dict[str, Any]],
-    answers: Iterator[dict[str, Any]],
+    found: list[list[dict[str, Any]]],
     *,
     as_json: bool,
     line: Callable[[Any], str],
 ) -> None:
-    """Print an answer for each line of the file: the cluster's, or what was wrong with the line."""
-    for given in lines:
-        shown = next(answers) if isinstance(given, Workload) else given
-        click.echo(json.dumps(shown) if as_json else line(shown))
-    for _ in answers:  # lets the sweep tidy up
-        pass
+    """Print an answer for each line of the file, once for each array: the cluster's, or what was wrong with the line."""
+    for answers in map(iter, found):
+        for given in lines:
+            shown = next(answers) if isinstance(given, Workload) else given
+            click.echo(json.dumps(shown) if as_json else line(shown))

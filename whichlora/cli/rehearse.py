@@ -23,7 +23,7 @@ from ..rehearse.adapters import METHODS, check
 from ..rehearse.icicle import write_icicle
 from ..rehearse.rehearsals import LOADS, TIMEOUT_S
 from .breakdowns import explanation
-from .cluster import cluster_options, echo_sweep, swept
+from .cluster import cluster_options, echo_sweeps, sweeps
 from .estimate import estimate, read_lines, setup_text, setups
 from .rehearse_script import rehearse_command
 from .rehearse_time import echo_times
@@ -265,7 +265,7 @@ def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...
     asked = [line for line in lines if isinstance(line, Workload)]
     options["load"] = options["load"] or CONFIG
     if options["cluster"]:
-        echo_sweep(lines, _on_cluster(asked, gpus, options), as_json=options["as_json"], line=_line)
+        echo_sweeps(lines, _on_cluster(asked, gpus, options), as_json=options["as_json"], line=_line)
         return
     found = _rehearsals(asked, gpus[0] if gpus else UNLIMITED, options, next(_stacks(options)))
     explained = []
@@ -278,7 +278,7 @@ def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...
     _explain(explained, options)
 
 
-def _on_cluster(asked: list[Workload], gpus: tuple[str, ...], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _on_cluster(asked: list[Workload], gpus: tuple[str, ...], options: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """Rehearse on a cluster, each task under the options given here."""
     if options["explain"] or options["html"] is not None or not options["stored"]:
         todo = "Leave out --explain, --html and --no-store: what comes back is what the store keeps."
@@ -287,7 +287,7 @@ def _on_cluster(asked: list[Workload], gpus: tuple[str, ...], options: dict[str,
     command += [f"--routing={options['routing']}", f"--load={options['load']}"]
     command += [f"--alloc-conf={options['alloc_conf']}"] if options["alloc_conf"] else []
     command += [f"--stack={stack}" for stack in options["stacks"]]
-    return swept(command, asked, options)
+    return sweeps(command, asked, options)
 
 
 def _line(shown: Any) -> str:

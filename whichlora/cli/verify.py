@@ -34,6 +34,7 @@ from ..verify import (
 )
 from ..verify import verify as verify_workloads
 from ..verify.verifications import check_on
+from .cluster import cluster_options, echo_sweeps, sweeps
 from .estimate import estimate, setup_text
 from .rehearse import SHARED, combinations, parsed, workload_name
 from .tables import table
@@ -51,6 +52,7 @@ _PLAN = "plan.json"
 @click.option("--workloads", type=click.Path(path_type=Path), help="Run one workload per line of a JSON-lines file.")
 @click.option("--steps", type=int, default=STEPS, show_default=True, help="Timed steps, or generations.")
 @click.option("--warmup", type=int, default=WARMUP, show_default=True, help="Steps before them that are not timed.")
+@cluster_options
 @click.option("--timeout", "timeout_s", type=float, default=TIMEOUT_S, show_default=True, help="Seconds a workload.")
 @click.option("--store/--no-store", "stored", default=True, show_default=True, help="Keep results, and use kept ones.")
 @click.option("--db", type=click.Path(path_type=Path), help="The store (default: $WHICHLORA_DB or the user's).")
@@ -97,10 +99,24 @@ def _verify_models(models: tuple[str, ...], options: dict[str, Any]) -> None:
 
 def _echo_workloads(lines: list[Workload | dict[str, Any]], options: dict[str, Any]) -> None:
     gpu = UNLIMITED if options["on"] == "null" and options["gpu"] is None else options["gpu"]
+    if options["cluster"]:
+        asked = [line for line in lines if isinstance(line, Workload)]
+        echo_sweeps(lines, _on_cluster(asked, gpu, options), as_json=options["as_json"], line=_line)
+        return
     found = _verifications([line for line in lines if isinstance(line, Workload)], gpu, options)
     for line in lines:
         shown = line if isinstance(line, dict) else answer(next(found))
         click.echo(json.dumps(shown) if options["as_json"] else _line(shown))
+
+
+def _on_cluster(asked: list[Workload], gpu: str | None, options: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Verify on a cluster, each task under the options given here."""
+    if not options["stored"]:
+        raise BadValue("a sweep over a cluster brings back what the store keeps", todo="Leave out --no-store.")
+    command = ["verify", f"--on={options['on']}", f"--steps={options['steps']}", f"--warmup={options['warmup']}"]
+    command += [f"--timeout={options['timeout_s']}", *([f"--gpu={gpu}"] if gpu else [])]
+    command += ["--again"] if options["again"] else []
+    return sweeps(command, asked, options)
 
 
 def _verifications(asked: list[Workload], gpu: str | None, options: dict[str, Any]) -> Iterator[Verification]:
