@@ -49,7 +49,11 @@ def timed(workload: Workload, steps: int) -> Iterator[Timed]:
     recorder = HostRecorder()
     run(workload, recorder, HostClock(warmup=1, steps=steps))
     timeline = lay(workload)
-    for name, labels in (("step", ("forward", "backward", "optimizer step")), ("prefill", ("prefill",)), ("decode", ("decode 6",))):
+    for name, labels in (
+        ("step", ("forward", "backward", "optimizer step")),
+        ("prefill", ("prefill",)),
+        ("decode", ("decode 6",)),
+    ):
         seconds = recorder.times.get(name)
         if seconds:
             label = f"{workload.model} {workload.method if name == 'step' else ''} {name}"

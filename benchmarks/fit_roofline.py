@@ -306,6 +306,7 @@ def document(
     values = asdict(found.constants)
     return {
         "constants": {name: float(f"{value:.4g}") for name, value in values.items()},
+        "known_hosts": json.loads(TARGET.read_text(encoding="utf-8"))["known_hosts"],  # by hand
         "hosts_s_per_launch": {host: float(f"{seconds:.3g}") for host, seconds in sorted(found.hosts.items())},
         "fit": {
             "how": "benchmarks/fit_roofline.py: search on Huber's loss of log errors, sources and cards alike",

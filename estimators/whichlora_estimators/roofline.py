@@ -45,9 +45,9 @@ class RooflineConstants:
     the lower of the two counts. `tile_overhead` is the extra time of a tile of edges a and b over 1/a + 1/b, since
     operands come through shared memory. `wave_rounding` says how much of a last wave's idle SMs is lost (1: all of it),
     `product_start_s` what any product takes on top. `cached_share` of the L2 serves kernels that move little, at
-    `cache_bytes_per_s_per_sm` for each SM, but no slower than memory. `vector_bandwidth_share` is what batched products with a single row
-    reach, as eager attention of one new token. `host_s_per_launch` depends on the host and its Python: the mean over
-    runs on servers that differ by a factor of two, `desktop_host_s_per_launch` that of machines with consumer cards;
+    `cache_bytes_per_s_per_sm` for each SM, but no slower than memory. `vector_bandwidth_share` is what batched products
+    with a single row reach, as eager attention of one new token. `host_s_per_launch` depends on the host and its Python:
+    the mean over runs on servers that differ by a factor of two, `desktop_host_s_per_launch` that of machines with consumer cards;
     `recording_host_ratio` is how much longer a launch takes the host while autograd records or runs backward.
     """
 
@@ -101,6 +101,16 @@ def default_constants() -> RooflineConstants:
     return RooflineConstants(**_document()["constants"])
 
 
+def launch_seconds(gpu: Gpu, *, recording: bool = False) -> float:
+    """Return the seconds that the host of a card takes for a launch: of the machines that we know for it, or the mean."""
+    known = _document()["known_hosts"].get(gpu.slug)
+    constants = default_constants()
+    if known is None:
+        return constants.launch_s(gpu, recording=recording)
+    plain_s = float(known["launch_s"])
+    return plain_s * constants.recording_host_ratio if recording else plain_s
+
+
 def lane_times(
     kernels: Sequence[Kernel], gpu: Gpu, *, constants: RooflineConstants | None = None, recording: bool = False
 ) -> LaneTimes:
@@ -108,11 +118,13 @@ def lane_times(
 
     Give other `constants` for another host or a calibrated card. Raises UnknownName for a product in an unknown dtype.
     """
-    constants = constants or default_constants()
+    if constants is None:
+        constants, launch_s = default_constants(), launch_seconds(gpu, recording=recording)
+    else:
+        launch_s = constants.launch_s(gpu, recording=recording)
     counts = Counter(kernels)
     roofline = Roofline(gpu, constants)
     durations = {kernel: roofline.kernel_s(kernel) for kernel in counts}
-    launch_s = constants.launch_s(gpu, recording=recording)
     lane = list(map(durations.__getitem__, kernels))
     waits = [number for number, kernel in enumerate(kernels, 1) if kernel.dtype == WAITS]
     return LaneTimes(

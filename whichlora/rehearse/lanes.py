@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 from whichlora_estimators.gpus import Gpu, gpu_from_fields
-from whichlora_estimators.roofline import Roofline, default_constants
+from whichlora_estimators.roofline import Roofline, launch_seconds
 from whichlora_estimators.tape import Kernel
 
 from .seen import kernels_of
@@ -75,10 +75,10 @@ def _mode(gpu: Gpu, control: Any) -> Any:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    constants, roofline = default_constants(), Roofline(gpu)
+    roofline = Roofline(gpu)
     durations: dict[Kernel, float] = {}
-    main, plain_s = threading.get_ident(), constants.launch_s(gpu)
-    recording_s = constants.launch_s(gpu, recording=True)
+    main, plain_s = threading.get_ident(), launch_seconds(gpu)
+    recording_s = launch_seconds(gpu, recording=True)
     launches: Callable[[], int] = control.launches
 
     class Lay(TorchDispatchMode):
