@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from whichlora.rehearse.step import run
 from whichlora.verify.recorders import HostClock, HostRecorder
@@ -20,7 +21,7 @@ from whichlora_estimators.timeline import Timeline, lay
 from whichlora_estimators.workload import Workload
 
 #: Width, layers, batch, tokens.
-SIZES = ((256, 4, 2, 128), (512, 4, 1, 128), (512, 8, 2, 64), (768, 4, 4, 64), (1024, 4, 1, 192), (640, 6, 2, 128))
+SIZES = ((256, 2, 1, 64), (384, 3, 1, 96), (512, 4, 1, 64), (640, 3, 1, 96), (768, 2, 2, 64), (512, 3, 2, 64))
 VOCABULARY = 4096
 
 Timed = tuple[str, tuple[Kernel, ...], float]
@@ -38,7 +39,12 @@ def workloads(width: int, layers: int, batch: int, tokens: int) -> Iterator[Work
         "vocab_size": VOCABULARY,
         "max_position_embeddings": 2048,
     }
-    shared = {"model": f"llama {width}x{layers}", "config": config, "precision": "fp32", "batch_size": batch}
+    shared: dict[str, Any] = {
+        "model": f"llama {width}x{layers}",
+        "config": config,
+        "precision": "fp32",
+        "batch_size": batch,
+    }
     for method in ("lora", "full"):
         yield Workload(**shared, method=method, rank=8, seq_len=tokens)
     yield Workload(**shared, phase="generate", prefill_len=tokens, decode_len=8)

@@ -47,8 +47,8 @@ class RooflineConstants:
     `product_start_s` what any product takes on top. `cached_share` of the L2 serves kernels that move little, at
     `cache_bytes_per_s_per_sm` for each SM, but no slower than memory. `vector_bandwidth_share` is what batched products
     with a single row reach, as eager attention of one new token. `host_s_per_launch` depends on the host and its Python:
-    the mean over runs on servers that differ by a factor of two, `desktop_host_s_per_launch` that of machines with consumer cards;
-    `recording_host_ratio` is how much longer a launch takes the host while autograd records or runs backward.
+    the mean over runs on servers that differ by a factor of two, `desktop_host_s_per_launch` that of machines with
+    consumer cards; `recording_host_ratio` is how much longer a launch takes the host while autograd records or runs backward.
     """
 
     product_flops_share: float

@@ -81,11 +81,11 @@ def _mode(gpu: Gpu, control: Any) -> Any:
     recording_s = launch_seconds(gpu, recording=True)
     launches: Callable[[], int] = control.launches
 
-    class Lay(TorchDispatchMode):
+    class Lay(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Runs an operator, then lays the kernels that it launched."""
 
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.seen = launches()
 
         def __torch_dispatch__(

@@ -77,6 +77,6 @@ def answer(timed: TimedRehearsal) -> dict[str, Any]:
     }
     if timed.error:
         return {**head, "error": timed.error}
-    shown = {f"{name}_s": seconds for name, seconds in timed.times.items()}
+    shown: dict[str, Any] = {f"{name}_s": seconds for name, seconds in timed.times.items()}
     shown |= {f"{name}_s_interval": list(timed.interval_s(name)) for name in timed.times}
     return {**head, **shown, "evidence": timed.evidence}
