@@ -7,12 +7,9 @@ import json
 import os
 import queue
 import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -84,6 +81,8 @@ class PackReader:
 
         It is copied first, so that what was checked is what is used. Raises BadPack for one that has no right form.
         """
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="whichlora-pack-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             sha256 = _copied(pack, folder / PACK)
@@ -95,6 +94,8 @@ class PackReader:
             )
 
     def _check(self, folder: Path, rows: int, pack: Path, on_rows: OnRows | None) -> list[int]:
+        from concurrent.futures import ThreadPoolExecutor, as_completed
+
         spans = [(first, min(first + ROWS_A_REQUEST, rows)) for first in range(0, rows, ROWS_A_REQUEST)]
         rejected: list[int] = []
         done = 0
@@ -138,6 +139,9 @@ class _Process:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        import subprocess
+        import tempfile
+
         self._running = subprocess.Popen(
             [sys.executable, "-c", _START, *(str(Path(entry).absolute()) for entry in sys.path)],
             stdin=subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +70,8 @@ def push(
     """
     if not store.exists:
         return Pushed(packs=(), rows=0)
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="whichlora-push-") as name:
         made = _make_packs(store, remote.list(), filters, Path(name), with_names=with_names)
         for number, each in enumerate(made, start=1):
@@ -115,6 +116,8 @@ def pull(
 
 
 def _take(store: Store, remote: Remote, name: str, *, partial: bool, reader: PackReader) -> int:
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="whichlora-pull-") as folder:
         pack = Path(folder) / "fetched"
         remote.fetch(name, pack, most_bytes=MOST_FILE_BYTES)
