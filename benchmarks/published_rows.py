@@ -158,7 +158,8 @@ def map_row(row: Row, shapes: Shapes | None = None) -> PublishedRow:
         raise Unmapped(f"several GPUs ({row['n_gpus']})")
     try:
         workload, time, remarks = mapper(row, shapes or {})
-        gpu = find_gpu(re.sub(r" *\(.*\)", "", row["gpu"]) or _unmapped("no card is named"))
+        card = "a100-dgx-station" if source == "optimum-benchmark" else re.sub(r" *\(.*\)", "", row["gpu"])
+        gpu = find_gpu(card or _unmapped("no card is named"))
         environment = _environment(row["software"], gpu)
     except Unmapped:
         raise

@@ -237,8 +237,6 @@ def timed_case(
         (time.prefills, _kernels(timeline, "prefill")),
         *_decode(timeline, time.decoded_tokens),
     ]
-    if source == "optimum-benchmark":
-        gpu = replace(gpu, slug="a100-dgx-station", power_w=DGX_STATION_W)
     run = f"b{workload.batch_size} s{workload.seq_len}" if workload.phase == "train" else f"b{workload.batch_size}"
     name = f"{workload.model} {workload.method} {workload.quantization} {run} {workload.prefill_len}"
     happened = tuple((count, kernels) for count, kernels in parts if count)
@@ -279,8 +277,3 @@ def _decode(timeline: Timeline, tokens: float) -> list[tuple[float, tuple[Kernel
     """Let the first and the last decode step stand for all: time is linear in the cache."""
     steps = [segment.label for segment in timeline.order if segment.label.startswith("decode")]
     return [(tokens / 2, _kernels(timeline, label)) for label in (steps[0], steps[-1])] if tokens else []
-
-
-#: optimum-benchmark ran on a machine with one EPYC 7742 and 512 GiB (its environment records): a DGX Station A100.
-#: nvidia-smi shows a limit of 275 W for each of its cards.
-DGX_STATION_W = 275.0

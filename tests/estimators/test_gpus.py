@@ -117,7 +117,7 @@ AMBIGUOUS = {
     "a100": {"a100-pcie-40gb", "a100-sxm-40gb", "a100-pcie-80gb", "a100-sxm-80gb"},
     "a100_80gb": {"a100-pcie-80gb", "a100-sxm-80gb"},
     "A100 SXM": {"a100-sxm-40gb", "a100-sxm-80gb"},
-    "NVIDIA A100-SXM...": {"a100-sxm-40gb", "a100-sxm-80gb"},
+    "NVIDIA A100-SXM...": {"a100-dgx-station", "a100-sxm-40gb", "a100-sxm-80gb"},
     "H100": {"h100-pcie-80gb", "h100-sxm-80gb", "h100-nvl-94gb"},
     "H100 80GB": {"h100-pcie-80gb", "h100-sxm-80gb"},
     "Tesla V100": {"v100-pcie-16gb", "v100-pcie-32gb", "v100-sxm2-16gb", "v100-sxm2-32gb"},
