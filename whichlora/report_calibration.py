@@ -75,7 +75,7 @@ def _scores(found: Calibration) -> str:
             part = scores.correction.scores[group]
             shown = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
             gain = f"{part['gain']:+.1%} ({part['gain_low']:+.1%} to {part['gain_high']:+.1%})"
-            inside = f"{part['coverage']:.0%}" if "coverage" in part else "-"
+            inside = "-" if part.get("coverage") is None else f"{part['coverage']:.0%}"
             applied = {True: "yes", False: "no"}.get(part.get("applied"), "-")
             cells = [
                 escape(_title(name)),

@@ -19,6 +19,8 @@ COVERAGE = 0.9
 FEWEST_CELLS = 5
 #: Resamplings of whole groups that say how sure a gain is, and the share of them that a correction must win.
 RESAMPLES, WINS = 200, 0.8
+#: By how much bounds may be widened (or narrowed) until held-out groups are covered; the last one where none suffices.
+WIDTHS = tuple(1.05**step for step in range(-14, 33))
 #: Which group is held out for whom: a user's card has been measured, with other models, or has not.
 GROUP_OF = {KNOWN_CARD: "model", NEW_CARD: "gpu"}
 
@@ -174,33 +176,45 @@ def _gain(group: str, held: Sequence[Held]) -> dict[str, Any]:
     return {"gain": middle, "gain_low": low, "gain_high": high, "wins": float(np.mean(np.array(gains) > 0))}
 
 
-def _mode(held: Sequence[Held], group: str, summary: Mapping[str, Any], coverage: float) -> tuple[Mode, float]:
-    """Decide whether to apply a correction, and bound its errors; return the share of held-out cases within such bounds."""
+def _mode(held: Sequence[Held], group: str, summary: Mapping[str, Any], coverage: float) -> tuple[Mode, float | None]:
+    """Decide whether to apply a correction, and bound its errors; return the share of held-out cases within the bounds."""
     applied = summary["groups"] > 1 and summary["wins"] >= WINS
     exact = [each for each in held if not each.case.out_of_memory]
     errors = [each.case.log_ratio - (each.correction if applied else 0.0) for each in exact]
     weights = [each.case.weight for each in exact]
-    low, high = _bounds(errors, weights, coverage)
-    mode = Mode(applied=applied, low=math.exp(low), high=math.exp(high))
-    return mode, _covered([each.case for each in exact], errors, group, coverage)
+    cases = [each.case for each in exact]
+    width, covered = 1.0, None
+    if summary["groups"] > 1:
+        width, covered = _width(cases, errors, group, coverage)
+    low, high = _bounds(errors, weights, coverage, width)
+    return Mode(applied=applied, low=math.exp(low), high=math.exp(high)), covered
 
 
-def _bounds(errors: Sequence[float], weights: Sequence[float], coverage: float) -> tuple[float, float]:
-    """Return conformal bounds: quantiles of held-out errors, a little wider since the next error is one more."""
+def _width(cases: Sequence[Case], errors: Sequence[float], group: str, coverage: float) -> tuple[float, float]:
+    """Return by how much to widen bounds so that groups which they were drawn without are covered, and how far they are."""
+    for width in WIDTHS:
+        covered = _covered(cases, errors, group, coverage, width)
+        if covered >= coverage:
+            break
+    return width, covered
+
+
+def _bounds(errors: Sequence[float], weights: Sequence[float], coverage: float, width: float) -> tuple[float, float]:
+    """Return conformal bounds: quantiles of held-out errors, about their median so many times as wide."""
     cells = max(1.0, math.fsum(weights))
     tail = max(0.0, (1 - coverage) / 2 - 1 / (2 * cells))
-    return weighted_quantile(errors, weights, tail), weighted_quantile(errors, weights, 1 - tail)
+    low, middle, high = (weighted_quantile(errors, weights, share) for share in (tail, 0.5, 1 - tail))
+    return middle + width * (low - middle), middle + width * (high - middle)
 
 
-def _covered(cases: Sequence[Case], errors: Sequence[float], group: str, coverage: float) -> float:
+def _covered(cases: Sequence[Case], errors: Sequence[float], group: str, coverage: float, width: float) -> float:
     """Return the share of cases within bounds that were drawn without their group."""
     inside = total = 0.0
     for fold in folds(cases, group):
         out = set(fold)
         rest = [place for place in range(len(cases)) if place not in out]
-        if not rest:
-            return math.nan
-        low, high = _bounds([errors[place] for place in rest], [cases[place].weight for place in rest], coverage)
+        kept = [cases[place].weight for place in rest]
+        low, high = _bounds([errors[place] for place in rest], kept, coverage, width)
         inside += sum(cases[place].weight for place in fold if low <= errors[place] <= high)
         total += sum(cases[place].weight for place in fold)
     return inside / total
@@ -255,11 +269,17 @@ def _pooled(found: Calibration, names: Sequence[str]) -> dict[str, Any]:
             "formula": _errors([each.formula_error for each in cases], cases),
             "corrected": _errors(applied, cases),
         }
-        weight = math.fsum(each.case.weight for each in cases)
-        shares = [
-            (part.correction.scores[GROUP_OF[mode]]["coverage"], math.fsum(e.case.weight for p, e in held if p is part))
-            for part in parts
-        ]
-        pooled[label]["coverage_90"] = sum(share * size for share, size in shares) / weight if weight else None
+        pooled[label]["coverage_90"] = _pooled_coverage(held, mode)
     pooled["coverage_90"] = pooled["leave_one_model_out"]["coverage_90"]
     return pooled
+
+
+def _pooled_coverage(held: Sequence[tuple[TargetScores, Held]], mode: str) -> float | None:
+    """Return the share of held-out cases within their interval, of targets with more than one group to hold out."""
+    inside = total = 0.0
+    for part, each in held:
+        covered = part.correction.scores[GROUP_OF[mode]]["coverage"]
+        if covered is not None:
+            inside += covered * each.case.weight
+            total += each.case.weight
+    return inside / total if total else None

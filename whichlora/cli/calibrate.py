@@ -123,7 +123,7 @@ def _text(found: Calibration) -> str:
             errors = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
             spread = f"{part['gain_low']:+.1%} to {part['gain_high']:+.1%}"
             applied = "yes" if part["applied"] else "no: not better on held-out runs"
-            rows.append((name, label, str(part["cells"]), *errors, spread, f"{part['coverage']:.0%}", applied))
+            rows.append((name, label, str(part["cells"]), *errors, spread, _share(part["coverage"]), applied))
     headers = ("what", "held out", "cells", "formula", "corrected", "gain, middle 90%", "in interval", "applied")
     lines = [table(headers, rows, right=range(2, 7))]
     if found.correction.false_fits:
@@ -131,3 +131,7 @@ def _text(found: Calibration) -> str:
     if found.left:
         lines.append(f"{len(found.left)} measurements have no formula, such as: {found.left[0].reason}")
     return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
