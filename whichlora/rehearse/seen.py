@@ -43,7 +43,8 @@ def kernels_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result:
     kernel = known(given, made, args) if known and given and made else None
     if kernel is not None:
         return [kernel, *[Kernel(1)] * (launches - 1)]
-    moved = _moved_bytes(name, given, made)
+    first_bytes = sum(_bytes(tensor) for tensor in _tensors(args[:1]))
+    moved = _moved_bytes(name, given, made, first_bytes)
     return [Kernel(moved // launches)] * launches
 
 
@@ -75,14 +76,14 @@ def _bytes(tensor: Any) -> int:
     return int(min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()))
 
 
-def _moved_bytes(name: str, given: list[Any], made: list[Any]) -> int:
+def _moved_bytes(name: str, given: list[Any], made: list[Any], first_bytes: int) -> int:
     written = sum(_bytes(tensor) for tensor in made)
     if name in _LOOKS_UP:
         return 2 * written
     if name in _WRITES_ONLY:
         given = given[1:]
     if name.startswith("aten::_foreach") and not made:  # in place: the first list is written too
-        written = max((_bytes(tensor) for tensor in given), default=0)
+        written = first_bytes
     read = {(tensor.data_ptr(), tensor.numel()): _bytes(tensor) for tensor in given}
     return written + sum(read.values())
 
