@@ -15,18 +15,28 @@ import gzip
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from whichlora_estimators.allocator import CachingAllocator
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.estimate import Estimate, estimate
 from whichlora_estimators.gpus import find_gpu
-from whichlora_estimators.workload import workload_from_json
+from whichlora_estimators.timeline import lay
+from whichlora_estimators.workload import Workload, workload_from_json
 
 COVERAGE = 0.9
+#: The phase of a rehearsal that a segment of the timeline belongs to.
+PHASES = {
+    "optimizer state": "optimizer",
+    "optimizer step": "optimizer",
+    "zero grad": "optimizer",
+    "clipping": "optimizer",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +46,13 @@ class Case:
     id: str
     group: dict[str, str]
     found: Estimate
-    truth: dict[str, int]
+    truth: dict[str, Any]
+    #: Allocated bytes of the model and at the peak of each phase, estimated, where the truth tells of them.
+    parts: dict[str, int] = field(default_factory=dict)
+
+    def part_error(self, name: str) -> float:
+        """Estimated over measured bytes of the model, or at the peak of a phase, less one."""
+        return self.parts[name] / _measured_parts(self.truth)[name] - 1
 
     @property
     def allocated_error(self) -> float:
@@ -116,8 +132,32 @@ def compare(lines: Sequence[dict[str, Any]], gpu_name: str) -> tuple[list[Case],
             "phase": workload.phase,
             "precision": workload.precision,
         }
-        cases.append(Case(id=workload.id, group=group, found=found, truth=fields["truth"]))
+        known = _measured_parts(fields["truth"])
+        parts = {name: size for name, size in estimated_parts(workload).items() if name in known} if known else {}
+        cases.append(Case(id=workload.id, group=group, found=found, truth=fields["truth"], parts=parts))
     return cases, refused
+
+
+def _measured_parts(truth: Mapping[str, Any]) -> dict[str, int]:
+    return {"model": truth["model_bytes"], **truth["phases"]} if "phases" in truth else {}
+
+
+def estimated_parts(workload: Workload) -> dict[str, int]:
+    """Replay a workload segment by segment: bytes of the model, and at the peak of each phase."""
+    timeline, allocator = lay(workload), CachingAllocator()
+    setup, start, parts = timeline.setup.last.event, 0, {}
+    for stop in [stop for stop in timeline.tape.emptied if stop < setup]:
+        allocator.run(timeline.tape.sizes, timeline.tape.events[start:stop])
+        allocator.empty_cache()
+        start = stop
+    allocator.run(timeline.tape.sizes, timeline.tape.events[start:setup])
+    parts["model"] = allocator.state().allocated_bytes
+    for segment in timeline.order:
+        allocator.reset_peaks()
+        allocator.run(timeline.tape.sizes, timeline.tape.events[segment.first.event : segment.last.event])
+        name = PHASES.get(segment.label, segment.label.split()[0])
+        parts[name] = max(parts.get(name, 0), allocator.state().allocated_peak_bytes)
+    return parts
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -138,15 +178,19 @@ def summary(cases: Sequence[Case], refused: Sequence[str]) -> dict[str, Any]:
     for key in cases[0].group:
         for value in sorted({case.group[key] for case in cases}):
             members = [case for case in cases if case.group[key] == value]
-            by.append({key: value, "lines": len(members), "allocated": statistics(members, _allocated)})
+            errors = {name: statistics(members, error) for name, error in COUNTERS.items()}
+            by.append({key: value, "lines": len(members), **errors})
+    for part in dict.fromkeys(name for case in cases for name in case.parts):
+        members = [case for case in cases if part in case.parts]
+        errors = {"allocated": statistics(members, partial(Case.part_error, name=part))}
+        by.append({"component": part, "lines": len(members), **errors})
     worst = sorted(cases, key=lambda case: -abs(case.allocated_error))[:10]
     return {
         "schema": 1,
         "lines": len(cases),
         "refused": list(refused),
         "trainable_equal": sum(case.trainable_equal for case in cases),
-        "allocated": statistics(cases, _allocated),
-        "reserved": statistics(cases, _reserved),
+        **{name: statistics(cases, error) for name, error in COUNTERS.items()},
         "by": by,
         "worst": [{"id": case.id, **case.group, "error": case.allocated_error} for case in worst],
     }
@@ -158,6 +202,9 @@ def _allocated(case: Case) -> float:
 
 def _reserved(case: Case) -> float:
     return case.reserved_error
+
+
+COUNTERS = {"allocated": _allocated, "reserved": _reserved}
 
 
 def report(cases: Sequence[Case], refused: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from whichlora_estimators.workload import ATTENTIONS, PRECISIONS, Workload
 
 from ..api import SCHEMA, answer, answer_lines, make_workload
 from ..pickconfig import MethodChoice
+from .asking import echo_answers, token_option
 from .hours import (
     drafted,
     longest_batch,
@@ -87,6 +88,8 @@ correction_option = click.option(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @click.option("--offline", is_flag=True, help="Do not ask the Hugging Face Hub.")
+@click.option("--server", metavar="URL", help="Have a lab's `whichlora serve` predict, with its corrections.")
+@token_option
 def estimate(
     models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | None, as_json: bool, **options: Any
 ) -> None:
@@ -104,6 +107,15 @@ def estimate(
             f"no {missing} given", todo="Example: whichlora estimate meta-llama/Llama-3.1-8B --gpu rtx-4090."
         )
     options["known_lengths"] = read_lengths(options)
+    if options["server"] is not None:
+        echo_answers(
+            options["server"],
+            options["token"],
+            _requests(models, gpus, options),
+            as_json=as_json,
+            offline=options["offline"],
+        )
+        return
     stack = parse_stack(options["stack"])
     predictions = [
         predict(workload, find_gpu(gpu), stack=stack, correction=options["correction"])
@@ -117,6 +129,17 @@ def estimate(
     if options["explain"]:
         for prediction in predictions:
             click.echo("\n" + explanation(prediction))
+
+
+def _requests(models: tuple[str, ...], gpus: tuple[str, ...], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a server is asked: the same combinations, in the same order."""
+    return [
+        {**longest_batch(with_shots(setup, options), options["known_lengths"], options), **place}
+        for model in models
+        for setup in setups(options)
+        for gpu in dict.fromkeys(gpus)
+        for place in [{"model": model, "gpu": gpu, "stack": options["stack"]}]
+    ]
 
 
 def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:

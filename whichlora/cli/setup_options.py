@@ -1,0 +1,70 @@
+"""Options that say how a model is trained or generates beyond the usual: what else trains, how often a step is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from whichlora_estimators.errors import BadValue
+from whichlora_estimators.workload import BIASES, TASKS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--task", type=click.Choice(TASKS), default="causal", show_default=True, help="What is trained for."),
+    click.option("--target-pattern", help="Regular expression for whole names of layers, in place of --targets."),
+    click.option(
+        "--rank-pattern", multiple=True, metavar="NAME=RANK", help="Layers with a rank of their own; repeat for more."
+    ),
+    click.option(
+        "--modules-to-save", default="", help="Modules that train whole, commas between: lm_head,embed_tokens."
+    ),
+    click.option("--bias", type=click.Choice(BIASES), default="none", show_default=True, help="Biases that train."),
+    click.option("--reentrant", is_flag=True, help="Checkpointing as before PyTorch's newer way (use_reentrant=True)."),
+    click.option(
+        "--accumulation", type=int, default=1, show_default=True, help="Passes before each step of the optimizer."
+    ),
+    click.option("--clip-grad-norm", type=float, help="Clip gradients to this norm."),
+    click.option("--static-cache", is_flag=True, help="Make room for all tokens beforehand, for --generate."),
+)
+
+#: The names of what these options give.
+SETUP_NAMES = frozenset(
+    ("task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant")
+    + ("accumulation", "clip_grad_norm", "static_cache")
+)
+
+
+def setup_options(command: F) -> F:
+    """Add the options of this module to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def training_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a workload that these options ask for. Raises BadValue."""
+    fields = {name: options[name] for name in ("task", "bias", "reentrant", "accumulation", "clip_grad_norm")}
+    fields["modules_to_save"] = _names(options["modules_to_save"])
+    fields["rank_pattern"] = dict(_ranked(text) for text in options["rank_pattern"])
+    if options["target_pattern"]:
+        fields["targets"] = options["target_pattern"]
+    return fields
+
+
+def generation_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a generation that these options ask for."""
+    return {"cache": "static" if options["static_cache"] else "dynamic"}
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _ranked(text: str) -> tuple[str, int]:
+    name, _, rank = text.rpartition("=")
+    if not name or not rank.isdigit():
+        raise BadValue("--rank-pattern needs a name and a rank", value=text, todo="Example: --rank-pattern q_proj=8.")
+    return name, int(rank)
