@@ -31,10 +31,8 @@ _OPTIONS = (
 )
 
 #: The names of what these options give.
-SETUP_NAMES = frozenset(
-    ("task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant")
-    + ("accumulation", "clip_grad_norm", "static_cache")
-)
+SETUP_NAMES = {"task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant"}
+SETUP_NAMES |= {"accumulation", "clip_grad_norm", "static_cache"}
 
 
 def setup_options(command: F) -> F:
