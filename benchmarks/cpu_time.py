@@ -58,7 +58,7 @@ def timed(workload: Workload, steps: int) -> Iterator[Timed]:
     for name, labels in (
         ("step", ("forward", "backward", "optimizer step")),
         ("prefill", ("prefill",)),
-        ("decode", ("decode 6",)),
+        ("decode_per_token", ("decode 6",)),
     ):
         seconds = recorder.times.get(name)
         if seconds:

@@ -39,7 +39,7 @@ def _cells(timed: TimedRehearsal) -> list[str]:
     head = [workload.model, timed.gpu.slug, setup_text(workload), str(workload.batch_size)]
     if timed.error:
         return [*head, f"failed: {timed.error}", "", "", ""]
-    return [*head, *(_span(timed, name) for name in ("step", "prefill", "decode")), timed.evidence]
+    return [*head, *(_span(timed, name) for name in ("step", "prefill", "decode_per_token")), timed.evidence]
 
 
 def _span(timed: TimedRehearsal, name: str) -> str:
