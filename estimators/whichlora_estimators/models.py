@@ -93,6 +93,14 @@ def load_model(name_or_path: str, *, offline: bool = False) -> ModelShape:
     return _shape(_read_json(path), name=name_or_path, source=f"config.json on the Hub, commit {path.parent.name[:12]}")
 
 
+def bundled_model(name: str) -> ModelShape:
+    """Find a model in the bundled registry alone: no file and no Hub is asked. Raises UnknownName, or BadValue."""
+    found = _from_registry(name)
+    if found is None:
+        raise _unknown(name, "Only bundled models are known here.")
+    return found
+
+
 def shape_from_config(config: Mapping[str, Any], *, name: str) -> ModelShape:
     """Check a config.json's keys and make a shape of them; of a multimodal config, take its text model if it has one.
 

@@ -8,6 +8,7 @@ from whichlora_estimators.errors import BadValue
 
 from . import session
 from .filters import Filters, listed, where
+from .http_remote import HttpRemote
 from .packs import literal_path
 from .remotes import Folder, FsspecRemote, Remote, RemoteError, month_of, partition
 from .store import GroupStats, group_stats, groups_sql
@@ -23,6 +24,8 @@ def remote_stats(remote: Remote, filters: Filters | None = None) -> tuple[GroupS
     """
     import duckdb
 
+    if isinstance(remote, HttpRemote):
+        return remote.stats(filters)
     names = [name for name in remote.list() if may_hold(name, filters)]
     if not names:
         return ()

@@ -87,9 +87,9 @@ def _as_folder(gpu: str | None) -> str:
 
 
 def open_remote(url: str, **options: Any) -> Remote:
-    """Return the remote at a URL: a folder's path or file://, s3://, gs://, hf://datasets/…, what fsspec knows.
+    """Return the remote at a URL: a folder's path or file://, http:// or https:// (a server), what fsspec knows.
 
-    `options` go to fsspec's file system; credentials and endpoints come from where each of them looks (for S3, the
+    A server takes `token`. Elsewhere `options` go to fsspec's file system; credentials and endpoints come from where each of them looks (for S3, the
     variables and files of AWS). Raises RemoteError for a URL that nothing here understands.
     """
     protocol, separator, rest = url.partition("://")
@@ -97,6 +97,10 @@ def open_remote(url: str, **options: Any) -> Remote:
         return Folder(Path(url).expanduser())
     if protocol == "file":
         return Folder(Path(unquote(rest)))
+    if protocol in ("http", "https"):
+        from .http_remote import HttpRemote
+
+        return HttpRemote(url, **options)
     return FsspecRemote(url, protocol, options)
 
 

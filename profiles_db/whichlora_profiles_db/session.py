@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from . import migrations
 from .errors import NotAStore, StoreBusy, StoreError
+from .held import Held, held, kept
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -56,6 +57,11 @@ class Outside:
     databases: Mapping[str, Path] = field(default_factory=dict)
     memory_bytes: int = 1 << 30
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files, folders and databases."""
+        return (*self.files, *self.folders, *self.databases.values())
+
     def open(self, connection: DuckDBPyConnection) -> None:
         """Open the databases read-only, allow the files, and lock the rest out."""
         for name, path in self.databases.items():
@@ -78,6 +84,11 @@ def reading(path: Path, *, wait_s: float, outside: Outside | None = None) -> Ite
 
     `outside` names what else SQL may reach. Raises StoreBusy, NotAStore, StoreTooNew or StoreError.
     """
+    if ours := held(path):
+        ours.allow(outside.paths if outside else ())
+        with ours.reading() as cursor:
+            yield cursor
+        return
     deadline = _Deadline(wait_s)
     _recognize(path, deadline)
     with _opened(path, deadline, read_only=True, outside=outside) as connection:
@@ -99,6 +110,11 @@ def writing(path: Path, *, wait_s: float, outside: Outside | None = None) -> Ite
     `outside` names what else SQL may reach. When this returns, what was written is on disk.
     Raises StoreBusy, NotAStore, StoreTooNew or StoreError.
     """
+    if ours := held(path):
+        ours.allow(outside.paths if outside else ())
+        with ours.writing(wait_s=wait_s, databases=outside.databases if outside else {}) as cursor:
+            yield cursor
+        return
     deadline = _Deadline(wait_s)
     if not exists(path):
         _create(path, deadline)
@@ -108,6 +124,26 @@ def writing(path: Path, *, wait_s: float, outside: Outside | None = None) -> Ite
         connection.execute("BEGIN TRANSACTION")
         yield connection
         connection.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def holding(path: Path, folder: Path, *, wait_s: float) -> Iterator[Held]:
+    """Keep a store open, made if absent: `reading` and `writing` in this process share one connection until the end.
+
+    Beside the store, SQL reaches `folder` and nothing else. Raises what `writing` raises.
+    """
+    deadline, folder = _Deadline(wait_s), folder.resolve()
+    if not exists(path):
+        _create(path, deadline)
+    _recognize(path, deadline)
+    connection = _connect(path, deadline, read_only=False, reaches_out=True)
+    try:
+        migrations.migrate(connection, path)
+        Outside(folders=(folder,)).open(connection)
+        with kept(Held(path, folder, connection)) as store:
+            yield store
+    finally:
+        connection.close()
 
 
 def exists(path: Path) -> bool:

@@ -21,6 +21,7 @@ COMMANDS = {
     "slurm": "slurm",
     "calibrate": "calibrate",
     "profiles": "profiles",
+    "serve": "serve",
     "models": "known",
     "gpus": "known",
 }

@@ -21,12 +21,12 @@ from whichlora_profiles_db import (
     Store,
     UnknownMeasurement,
     measurement_to_json,
-    open_remote,
     open_store,
     published,
     remote_stats,
 )
 
+from .asking import remote_at, token_option
 from .estimate import setup_text
 from .tables import table
 
@@ -110,12 +110,13 @@ def show(id_: str, db: Path | None, with_published: bool, as_json: bool) -> None
 
 @click.command()
 @click.option("--remote", metavar="URL", help="Count what a remote's packs say, without downloading them.")
+@token_option
 @filter_options
-def stats(remote: str | None, **options: Any) -> None:
+def stats(remote: str | None, token: str | None, **options: Any) -> None:
     """Count measurements by card and evidence."""
     filters, store = chosen_filters(options), open_store(options["db"])
     if remote is not None:
-        _echo_remote(remote, filters, as_json=options["as_json"])
+        _echo_remote(remote, filters, token=token, as_json=options["as_json"])
         return
     known = store.stats(filters)
     shipped = _not_in(store, list(published(filters))) if options["with_published"] else []
@@ -131,8 +132,8 @@ def stats(remote: str | None, **options: Any) -> None:
     click.echo(f"{total} measurements; store {known.path}: {size}", err=True)
 
 
-def _echo_remote(url: str, filters: Filters, *, as_json: bool) -> None:
-    groups = remote_stats(open_remote(url), filters)
+def _echo_remote(url: str, filters: Filters, *, token: str | None, as_json: bool) -> None:
+    groups = remote_stats(remote_at(url, token), filters)
     total = sum(group.total for group in groups)
     if as_json:
         lines = [_group_fields("remote", group) for group in groups]

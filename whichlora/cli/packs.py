@@ -21,12 +21,12 @@ from whichlora_profiles_db import (
     export_pack,
     import_pack,
     merge_store,
-    open_remote,
     open_store,
     pull,
     push,
 )
 
+from .asking import remote_at, token_option
 from .listing import choosing_options, chosen_filters
 
 SCHEMA = 1
@@ -114,12 +114,16 @@ def check(packs: tuple[Path, ...], as_json: bool) -> None:
 @_URL
 @choosing_options
 @_WITH_NAMES
+@token_option
 @_DB
 @_JSON
-def push_(url: str, with_names: bool, db: Path | None, as_json: bool, **options: Any) -> None:
-    """Upload what a remote lacks, as packs without host and user names. URL: a folder, s3://, gs://, hf://datasets/…."""
+def push_(url: str, with_names: bool, token: str | None, db: Path | None, as_json: bool, **options: Any) -> None:
+    """Upload what a remote lacks, as packs without host and user names.
+
+    URL: a folder, s3://, gs://, hf://datasets/…, or http(s):// of a `whichlora serve`.
+    """
     pushed = push(
-        open_store(db), open_remote(url), chosen_filters(options), with_names=with_names, on_pack=_tell("push")
+        open_store(db), remote_at(url, token), chosen_filters(options), with_names=with_names, on_pack=_tell("push")
     )
     _echo_exchange(url, as_json, pushed=pushed)
 
@@ -128,11 +132,15 @@ def push_(url: str, with_names: bool, db: Path | None, as_json: bool, **options:
 @_URL
 @_PARTIAL
 @_AGAIN
+@token_option
 @_DB
 @_JSON
-def pull_(url: str, partial: bool, again: bool, db: Path | None, as_json: bool) -> None:
-    """Add what a remote holds and the store has not seen. URL: a folder, s3://, gs://, hf://datasets/…."""
-    pulled = pull(open_store(db), open_remote(url), partial=partial, again=again, on_pack=_tell("pull"))
+def pull_(url: str, partial: bool, again: bool, token: str | None, db: Path | None, as_json: bool) -> None:
+    """Add what a remote holds and the store has not seen.
+
+    URL: a folder, s3://, gs://, hf://datasets/…, or http(s):// of a `whichlora serve`.
+    """
+    pulled = pull(open_store(db), remote_at(url, token), partial=partial, again=again, on_pack=_tell("pull"))
     _echo_exchange(url, as_json, pulled=pulled)
 
 
@@ -141,11 +149,17 @@ def pull_(url: str, partial: bool, again: bool, db: Path | None, as_json: bool) 
 @_PARTIAL
 @_AGAIN
 @_WITH_NAMES
+@token_option
 @_DB
 @_JSON
-def sync(url: str, partial: bool, again: bool, with_names: bool, db: Path | None, as_json: bool) -> None:
-    """Pull from a remote, then push to it. URL: a folder, s3://, gs://, hf://datasets/…."""
-    store, remote = open_store(db), open_remote(url)
+def sync(
+    url: str, partial: bool, again: bool, with_names: bool, token: str | None, db: Path | None, as_json: bool
+) -> None:
+    """Pull from a remote, then push to it.
+
+    URL: a folder, s3://, gs://, hf://datasets/…, or http(s):// of a `whichlora serve`.
+    """
+    store, remote = open_store(db), remote_at(url, token)
     pulled = pull(store, remote, partial=partial, again=again, on_pack=_tell("pull"))
     pushed = push(store, remote, with_names=with_names, on_pack=_tell("push"))
     _echo_exchange(url, as_json, pulled=pulled, pushed=pushed)

@@ -1,0 +1,212 @@
+"""Predictions in processes of their own, so that the loop that answers everybody stays free; what was found is kept.
+
+A process that computes for longer than allowed is ended with its pool: a request can ask for the impossible, but not for
+a server's life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from whichlora_calibration.current import current_correction
+from whichlora_estimators.errors import BadValue, WhichloraError
+
+#: Answers that are kept, and requests that may wait.
+KEPT, MOST_WAITING = 20_000, 512
+#: Batch sizes that a page shows.
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+#: What a config from outside may hold: a few layers more than any model has.
+MOST_LAYERS, MOST_CONFIG_BYTES, MOST_NUMBER = 512, 1 << 16, 1 << 31
+
+
+class Busy(WhichloraError):
+    """More is asked than can be answered in time."""
+
+    def __init__(self, what: str = "too many predictions are waiting") -> None:
+        super().__init__(what, todo="Try again in a few seconds, or ask for less.")
+
+
+class Refused(WhichloraError):
+    """What a worker refused, as it said it."""
+
+
+def correction_version() -> str:
+    """Return the version of the correction in use: what was predicted under another is not given out any more."""
+    found = current_correction()
+    return "none" if found is None else found.version
+
+
+class Workers:
+    """Processes that compute, and a cache of what they found, by function, arguments and correction."""
+
+    def __init__(self, *, jobs: int, limit_s: float) -> None:
+        self._jobs, self._limit_s = jobs, limit_s
+        self._kept: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+        self._waiting = 0
+        self._pool = self._new_pool()
+        self.hits = self.misses = 0
+
+    def close(self) -> None:
+        """End the processes."""
+        _end(self._pool)
+
+    def known(self, name: str, request: str) -> Any:
+        """Return what was found for a request, None if nothing was."""
+        key = (name, request, correction_version())
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+            self.hits += 1
+        return found
+
+    async def call(self, work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
+        """Have a function of this module work on JSON fields. Raises Refused for what it refuses, and Busy."""
+        request = json.dumps(fields, sort_keys=True)
+        found = self.known(work.__name__, request)
+        if found is None:
+            found = await self._compute(work, fields)
+            self.misses += 1
+            self._kept[work.__name__, request, correction_version()] = found
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        if "error" in found:
+            error = found["error"]
+            raise Refused(error["what"], value=_Shown(error["value"]), todo=error["todo"])
+        return found["found"]
+
+    async def _compute(self, work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
+        if self._waiting >= MOST_WAITING:
+            raise Busy
+        self._waiting += 1
+        pool = self._pool
+        try:
+            running = asyncio.get_running_loop().run_in_executor(pool, _guarded, work, fields)
+            return await asyncio.wait_for(running, self._limit_s)
+        except (asyncio.TimeoutError, BrokenProcessPool):
+            if pool is self._pool:
+                self._pool = self._new_pool()
+                await asyncio.to_thread(_end, pool)
+            raise Busy(f"no answer within {self._limit_s:g} s") from None
+        finally:
+            self._waiting -= 1
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self._jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_warm)
+
+
+class _Shown:
+    """A value that a worker showed already."""
+
+    def __init__(self, text: str | None) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text or ""
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+# --- in the workers ---
+
+
+def _warm() -> None:
+    import signal
+
+    from whichlora_estimators.models import all_models
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the server, which ends its workers last
+    all_models()
+
+
+def _guarded(work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"found": work(fields)}
+    except WhichloraError as error:
+        shown = None if error.value is None else repr(error.value)[:300]
+        return {"error": {"what": error.what, "value": shown, "todo": error.todo}}
+    except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, AttributeError, IndexError) as error:
+        if fields.get("config") is None:
+            raise
+        what = f"a config that no model has ({type(error).__name__})"
+        return {"error": {"what": what, "value": None, "todo": "Send the config.json of the model as it is."}}
+
+
+def estimate(fields: dict[str, Any]) -> dict[str, Any]:
+    """Answer one request."""
+    from whichlora_calibration import predict
+    from whichlora_estimators.gpus import find_gpu
+    from whichlora_estimators.models import bundled_model, shape_from_config
+    from whichlora_estimators.stack import parse_stack
+
+    from ..api import answer, make_workload
+
+    setup = dict(fields)
+    gpu, stack, config = find_gpu(setup.pop("gpu")), parse_stack(setup.pop("stack")), setup.pop("config")
+    model = setup.pop("model")
+    shape = bundled_model(model) if config is None else shape_from_config(_bounded(config), name=model)
+    for name in ("targets", "modules_to_save"):
+        if isinstance(setup.get(name), list):
+            setup[name] = tuple(setup[name])
+    return answer(predict(make_workload(shape, **setup), gpu, stack=stack))
+
+
+def explore(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Answer one model of an exploration: its setups in every batch size, with nothing to keep within."""
+    from whichlora_calibration import Verdict
+    from whichlora_estimators.models import bundled_model
+
+    from ..pick import stage2_rows
+    from ..pickconfig import config_from_fields
+
+    config = config_from_fields(
+        {
+            "gpu": fields["gpu"],
+            "stage1_profile": {"model_names": [fields["model"]]},
+            "stage2_profile": {"batch_size": list(BATCHES)},
+            "methods": fields["methods"],
+            "ranks": [fields["rank"]],
+            "seq_len": fields["seq_len"],
+            "precision": fields["precision"],
+        }
+    )
+    rows = []
+    for row in stage2_rows(config, bundled_model(fields["model"])):
+        known = row.process_bytes is not None
+        rows.append(
+            {
+                "model": row.model,
+                "parameters": row.parameters,
+                "method": row.method,
+                "rank": row.workload.rank,
+                "checkpointing": row.workload.checkpointing,
+                "batch_size": row.workload.batch_size if known else None,
+                "process_bytes": list(row.process_bytes) if row.process_bytes else None,
+                "step_s": row.step_s,
+                "trainable_params": row.trainable_params,
+                "evidence": row.evidence if known else None,
+                "rejected": list(row.rejected) if row.verdict is Verdict.DOES_NOT_FIT else [],
+            }
+        )
+    return rows
+
+
+def _bounded(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a config of a size that no model has."""
+    if len(json.dumps(config)) > MOST_CONFIG_BYTES:
+        raise BadValue("a config longer than any may be", todo=f"At most {MOST_CONFIG_BYTES} bytes.")
+    for key, value in config.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if whole and abs(value) > (MOST_LAYERS if "layer" in key else MOST_NUMBER):
+            raise BadValue(f"{key} is larger than any model has", value=value, todo="Send the config.json as it is.")
+    return config
