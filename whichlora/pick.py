@@ -96,7 +96,7 @@ def pick(config: PickConfig, *, offline: bool = False, report: Report = lambda _
     for shape in kept:
         report(f"stage 2: {shape.name}")
         stage2 += stage2_rows(config, shape)
-    choice, prediction = _choose(config, stage2)
+    choice, prediction = choose(config, stage2)
     return PickResult(
         config=config,
         stage1=tuple(stage1),
@@ -296,7 +296,7 @@ def _timed(config: PickConfig, row: Row, formula: Times, reasons: list[str]) -> 
     if row.workload.phase == "generate":
         time_s, limit_s, what = _seconds_per_token(row.workload, times), config.stage1.time_per_token_s, "a token takes"
     else:
-        time_s, limit_s, what = _total_s(config, row.workload, times), config.stage2.total_time_s, "takes"
+        time_s, limit_s, what = total_s(config, row.workload, times.step_s), config.stage2.total_time_s, "takes"
     if time_s is not None and limit_s is not None and time_s > limit_s:
         reasons.append(f"too slow: {what} {format_seconds(time_s)}, limit {format_seconds(limit_s)}")
     return replace(row, step_s=times.step_s, time_s=time_s, rejected=tuple(reasons))
@@ -310,10 +310,11 @@ def _seconds_per_token(workload: Workload, times: Times) -> float | None:
     return (times.prefill_s + decode_s) / (workload.batch_size * workload.decode_len)
 
 
-def _total_s(config: PickConfig, workload: Workload, times: Times) -> float | None:
-    if config.samples is None or times.step_s is None:
+def total_s(config: PickConfig, workload: Workload, step_s: float | None) -> float | None:
+    """Return the seconds of all epochs; None without a data set or a time."""
+    if config.samples is None or step_s is None:
         return None
-    return config.epochs * ceil(config.samples / workload.batch_size) * times.step_s
+    return config.epochs * ceil(config.samples / workload.batch_size) * step_s
 
 
 def memory_limit(config: PickConfig, phase: str) -> int:
@@ -331,7 +332,7 @@ def weight_floor_bytes(shape: ModelShape, workload: Workload) -> int:
     return size_of(shape) * bits.get(workload.quantization, 4) // 8
 
 
-def _choose(config: PickConfig, rows: list[Row]) -> tuple[Row | None, Prediction | None]:
+def choose(config: PickConfig, rows: list[Row]) -> tuple[Row | None, Prediction | None]:
     """Take the best row by the policy whose full prediction keeps the limits; `rows` take what such predictions found."""
     places = {id(row): index for index, row in enumerate(rows)}
     for row in by_policy(config, [row for row in rows if not row.rejected or row.undecided]):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.units import format_bytes, format_seconds
+from whichlora_profiles_db import open_store
 
 from ..advice import Advice, Relaxation, advise
 from ..pick import PickResult, Row
@@ -35,26 +38,48 @@ SCHEMA = 1
     "--all", "show_all", is_flag=True, help="Show every configuration tried, not the first ones of each stage."
 )
 @click.option("--advice/--no-advice", default=True, show_default=True, help="Say what the next larger model lacks.")
+@click.option("--verify", is_flag=True, help="Rehearse the choice, then verify it on the card if it is here.")
+@click.option("--db", type=click.Path(path_type=Path), help="The store of --verify (default: the user's).")
+@click.option("--no-correction", is_flag=True, help="The formula alone, without what `whichlora calibrate` learnt.")
 @click.option("--offline", is_flag=True, help="Do not ask the Hugging Face Hub.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-def pick(config: Path, out: Path, show_all: bool, advice: bool, offline: bool, as_json: bool) -> None:
+def pick(config: Path, out: Path, show_all: bool, advice: bool, as_json: bool, **options: Any) -> None:
     """Find the largest base model that serves and fine-tunes within the limits of CONFIG.yaml.
 
     Writes plan.json (for later commands) and report.html (tables and plots) to the output folder.
     """
     from ..plan import write_outputs
 
-    def report(text: str) -> None:
-        click.echo(text, err=True)
-
-    result = search(read_config(config), offline=offline, report=report)
-    advised = advise(result, offline=offline, report=report) if advice else None
+    asked = read_config(config)
+    if options["no_correction"]:
+        asked = replace(asked, correction=None)
+    result = search(asked, offline=options["offline"], report=_tell)
+    if options["verify"]:
+        result = _checked(result, options["db"])
+    advised = advise(result, offline=options["offline"], report=_tell) if advice else None
     if as_json:
         click.echo(json.dumps(answer(result, advised), indent=1))
     else:
         click.echo("\n\n".join(_texts(result, advised, show_all)))
     for path in write_outputs(result, out, advised):
         click.echo(f"wrote {path}", err=True)
+
+
+def _tell(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _checked(result: PickResult, db: Path | None) -> PickResult:
+    """Rehearse the choice and, where a card is, verify it there."""
+    from ..checked import check
+    from ..verify import find_place
+
+    try:
+        on = find_place("cuda").device
+    except WhichloraError as error:
+        _tell(f"rehearsed only: {error}")
+        on = None
+    return check(result, on=on, store=open_store(db), report=_tell)
 
 
 def answer(result: PickResult, advice: Advice | None) -> dict[str, Any]:
@@ -87,7 +112,7 @@ def _texts(result: PickResult, advice: Advice | None, show_all: bool) -> Iterato
 
 def _stage(rows: tuple[Row, ...], most: int) -> str:
     lines = [_cells(row) for row in rows[:most]]
-    text = table(("model", "setup", "batch", "process up to", "time", "result"), lines, right=(2, 3, 4))
+    text = table(("model", "setup", "batch", "process up to", "time", "evidence", "result"), lines, right=(2, 3, 4))
     return text if len(rows) <= most else f"{text}\n… {len(rows) - most} more (--all, or the report)"
 
 
@@ -95,7 +120,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     workload = row.workload
     memory = "-" if row.process_bytes is None else format_bytes(row.process_bytes[1])
     time = "-" if row.time_s is None else format_seconds(row.time_s)
-    return row.model, _setup(row), str(workload.batch_size), memory, time, "; ".join(row.rejected) or "ok"
+    result = "; ".join(row.rejected) or "ok"
+    return row.model, _setup(row), str(workload.batch_size), memory, time, row.evidence, result
 
 
 def _setup(row: Row) -> str:

@@ -1,0 +1,51 @@
+"""A choice that was rehearsed: real rehearsals replace predictions, and a row that they refute is passed over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from whichlora import PickResult, config_from_fields, pick
+from whichlora.checked import check
+from whichlora_profiles_db import open_store
+
+CONFIG = {
+    "gpu": "l4",
+    "stage1_profile": {"model_names": ["facebook/opt-125m"], "prefill_length": 64, "tokens_to_generate": 16},
+    "stage2_profile": {"batch_size": [1, 8]},
+    "methods": ["lora"],
+    "seq_len": 64,
+    "dataset": {"samples": 100},
+}
+
+
+@pytest.fixture(scope="module")
+def searched() -> PickResult:
+    return pick(config_from_fields(CONFIG))
+
+
+@pytest.mark.stack
+def test_the_choice_is_rehearsed_and_a_refuted_one_passed_over(searched: PickResult, tmp_path: Path) -> None:
+    """What was seen stands in the row with its evidence and in the store; a limit that it breaks moves the choice on."""
+    store = open_store(tmp_path / "seen.duckdb")
+    found = check(searched, store=store)
+    assert searched.choice is not None
+    assert found.choice is not None
+    assert found.choice.workload == searched.choice.workload
+    assert found.choice.evidence == "rehearsed"
+    assert found.choice in found.stage2
+    assert found.choice.allocated_peak_bytes == pytest.approx(searched.choice.allocated_peak_bytes, rel=0.01)
+    assert store.count() == 1
+    seen = found.choice.process_bytes
+    assert seen is not None
+    # the search believed in this limit, the rehearsal does not
+    tighter = replace(searched.config, stage2=replace(searched.config.stage2, peak_memory_bytes=seen[1] - 1))
+    moved = check(replace(searched, config=tighter), store=store)
+    assert moved.choice is not None
+    assert moved.choice.workload.batch_size < found.choice.workload.batch_size
+    refuted = next(row for row in moved.stage2 if row.workload == found.choice.workload)
+    assert refuted.evidence == "rehearsed"
+    assert refuted.rejected
+    assert store.count() == 2
