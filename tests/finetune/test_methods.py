@@ -91,10 +91,10 @@ def test_a_finished_run_is_not_run_again(small_model: Path, tmp_path: Path) -> N
     lines = (tmp_path / "finetune" / "log.jsonl").read_text(encoding="utf-8")
     recipe = make_recipe(read_plan(tmp_path))
     assert run(recipe, tmp_path / "finetune", Options(on="cpu")) == first
+    assert (tmp_path / "finetune" / "log.jsonl").read_text(encoding="utf-8") == lines
     evaluated = run(recipe, tmp_path / "finetune", Options(on="cpu", evaluate=True))
     assert evaluated.scores is not None
     assert dataclasses.replace(evaluated, scores=None) == first
-    assert (tmp_path / "finetune" / "log.jsonl").read_text(encoding="utf-8") == lines
     write_recipe(recipe, tmp_path / "finetune")
     assert read_recipe(tmp_path / "finetune") == recipe
     other = make_recipe(read_plan(make_plan(small_model, tmp_path / "other", ranks=[8])))
