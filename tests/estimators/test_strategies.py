@@ -34,7 +34,9 @@ def test_more_tokens_amortise_the_prefill(few: int, more: int) -> None:
 def test_a_round_gives_one_token_at_least_and_all_drafted_ones_at_most(a: float, b: float, drafted: int) -> None:
     """Accepted tokens lie between the target's own and all that were drafted, and grow with the acceptance."""
     low, high = sorted((a, b))
-    assert 1 <= accepted_tokens(low, drafted) <= accepted_tokens(high, drafted) * (1 + 1e-9) <= (drafted + 1) * (1 + 2e-9)
+    assert (
+        1 <= accepted_tokens(low, drafted) <= accepted_tokens(high, drafted) * (1 + 1e-9) <= (drafted + 1) * (1 + 2e-9)
+    )
 
 
 def test_accepted_tokens_are_what_drawing_gives() -> None:
