@@ -77,6 +77,7 @@ def make_app(settings: Settings, keeper: Keeper) -> FastAPI:
         app.include_router(router)
     _add_service_routes(app)
     app.include_router(pages.router)
+    app.include_router(pages.static)
     app.add_exception_handler(WhichloraError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

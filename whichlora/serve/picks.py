@@ -14,7 +14,7 @@ from typing import Any
 
 from whichlora_estimators.errors import BadValue, WhichloraError
 
-from .work import Busy
+from .work import Busy, serve_parent
 
 #: Searches whose result is kept.
 KEPT = 100
@@ -163,12 +163,10 @@ def _config(fields: dict[str, Any]) -> Any:
 
 def _search(connection: Connection, fields: dict[str, Any]) -> None:
     """Search, in the process of its own."""
-    import signal
-
     from ..cli.pick import answer
     from ..pick import pick
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve_parent()
     try:
         result = pick(_config(fields), offline=True, report=lambda text: connection.send(("progress", text)))
         connection.send(("result", answer(result, None)))

@@ -121,12 +121,28 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 
 def _warm() -> None:
-    import signal
-
     from whichlora_estimators.models import all_models
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the server, which ends its workers last
+    serve_parent()
     all_models()
+
+
+def serve_parent() -> None:
+    """Leave a Ctrl-C to the server, which ends its processes last, and end where it was killed."""
+    import os
+    import signal
+    import threading
+    import time
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _guarded(work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> dict[str, Any]:
