@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from fnmatch import fnmatchcase
 
 from whichlora_estimators.errors import BadValue
@@ -30,7 +31,7 @@ def remote_stats(remote: Remote, filters: Filters | None = None) -> tuple[GroupS
     if not names:
         return ()
     condition, values = where(filters)
-    with duckdb.connect(config={"memory_limit": _MEMORY, **session.settings(reaches_out=True)}) as connection:
+    with tempfile.TemporaryDirectory() as spilled, duckdb.connect(config=_settings(spilled)) as connection:
         files = _open(connection, remote, names)
         try:
             sql = groups_sql("read_parquet(?, hive_partitioning = false)", condition)
@@ -38,6 +39,11 @@ def remote_stats(remote: Remote, filters: Filters | None = None) -> tuple[GroupS
         except duckdb.Error as error:
             todo = f"One of its packs cannot be read; pull tells which. ({str(error).splitlines()[0][:300]})"
             raise RemoteError("the remote's packs cannot be asked", value=remote.url, todo=todo) from error
+
+
+def _settings(spilled: str) -> dict[str, str | bool | int | float | list[str]]:
+    """Bound the memory; what is too large for it goes into a folder of ours, not the user's."""
+    return {"memory_limit": _MEMORY, "temp_directory": spilled, **session.settings(reaches_out=True)}
 
 
 def may_hold(name: str, filters: Filters | None) -> bool:
