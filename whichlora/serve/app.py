@@ -67,7 +67,6 @@ def make_app(settings: Settings, keeper: Keeper) -> FastAPI:
         description=_ABOUT,
         version=__version__,
         lifespan=lifespan,
-        root_path=settings.root_path,
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",

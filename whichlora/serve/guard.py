@@ -98,6 +98,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.update(_under(self._settings.root_path, scope["path"]))
         started, status = time.perf_counter(), 500
 
         async def sending(message: Message) -> None:
@@ -128,6 +129,12 @@ class Guard:
             await refuse(send, 413, "a request that is too large", todo, {"connection": "close"})
             return
         await self._app(scope, _bounded(receive, most), send)
+
+
+def _under(root: str, path: str) -> dict[str, str]:
+    """Place a path under the prefix, which some proxies take off and some leave on."""
+    prefixed = not root or path == root or path.startswith(f"{root}/")
+    return {"root_path": root, "path": path if prefixed else root + path}
 
 
 def _bounded(receive: Receive, most_bytes: int) -> Receive:

@@ -26,7 +26,6 @@ def run(settings: Settings, *, host: str, port: int) -> None:
             make_app(settings, keeper),
             host=host,
             port=port,
-            root_path=settings.root_path,
             log_level="warning",
             access_log=False,
             server_header=False,
