@@ -6,7 +6,7 @@ import dataclasses
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -28,6 +28,7 @@ from .pickconfig import PickConfig, Stage1, Stage2
 from .pickdata import tokenizer_of
 from .policy import ranked
 from .records import from_json, to_json
+from .report_measured import Pair
 
 #: The layout of plan.json; one more with every change that an older reader would misread.
 SCHEMA = 2
@@ -299,7 +300,9 @@ def _read_workload(models: Mapping[str, Any], value: Any, where: str) -> Workloa
 # --- the folder ---
 
 
-def write_outputs(result: PickResult, folder: Path, advice: Advice | None = None) -> list[Path]:
+def write_outputs(
+    result: PickResult, folder: Path, advice: Advice | None = None, measured: Sequence[Pair] = ()
+) -> list[Path]:
     """Write report.html and plan.json to a folder, new or not, and return their paths.
 
     All is made in a temporary folder first; then a new folder appears whole, and in an old one each file is replaced
@@ -307,7 +310,10 @@ def write_outputs(result: PickResult, folder: Path, advice: Advice | None = None
     """
     from .report import report_html
 
-    texts = {"report.html": report_html(result, advice), "plan.json": json.dumps(plan_from(result), indent=1) + "\n"}
+    texts = {
+        "report.html": report_html(result, advice, measured),
+        "plan.json": json.dumps(plan_from(result), indent=1) + "\n",
+    }
     try:
         _publish(texts, folder.resolve())
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .advice import Advice
 from .pick import PickResult, Row
@@ -18,6 +18,7 @@ from .report_charts import (
     scatter,
     time_bars,
 )
+from .report_measured import Pair, bytes_figure, times_figure
 from .report_page import chart, page, paragraph, section
 from .report_tables import models_table, rows_table
 from .report_view import Stage, stages_of
@@ -28,12 +29,12 @@ DETAILED = 3
 COLOURED = 7
 
 
-def report_html(result: PickResult, advice: Advice | None = None) -> str:
+def report_html(result: PickResult, advice: Advice | None = None, measured: Sequence[Pair] = ()) -> str:
     """Write the page of a search: plotly.js is in it, nothing is loaded, all names are escaped."""
-    return page(title(result), _body(result, advice))
+    return page(title(result), _body(result, advice, measured))
 
 
-def _body(result: PickResult, advice: Advice | None) -> str:
+def _body(result: PickResult, advice: Advice | None, measured: Sequence[Pair]) -> str:
     stages = stages_of(result)
     parts = [headline(result), asked(result)]
     if result.choice is not None and result.prediction is not None:
@@ -47,11 +48,21 @@ def _body(result: PickResult, advice: Advice | None) -> str:
     parts.append(section("Every model", paragraph(note), models_table(result, stages)))
     parts += [_charts(result, stage) for stage in stages if stage.rows]
     parts += _costs(result, advice)
+    parts += _measured(measured)
     for stage in stages:
         table = rows_table(stage) if stage.rows else paragraph("No model came this far.")
         parts.append(section(f"All configurations of {stage.title.lower()}", table))
     parts.append(assumptions(result))
     return "\n".join(parts)
+
+
+def _measured(found: Sequence[Pair]) -> Iterator[str]:
+    """Compare predictions with what the store holds of this card."""
+    text = "Of these models on this card, from the store. Filled: measured; open: rehearsed. On the line: as predicted."
+    drawn = (("bytes", bytes_figure(found)), ("times", times_figure(found)))
+    charts = [chart(f"measured-{what}", f"measured against predicted {what}", text, it) for what, it in drawn if it]
+    if charts:
+        yield section("Predicted against measured", *charts)
 
 
 def _costs(result: PickResult, advice: Advice | None) -> Iterator[str]:

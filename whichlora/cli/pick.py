@@ -20,6 +20,7 @@ from ..pick import pick as search
 from ..pickconfig import read_config
 from ..policy import frontier
 from ..records import to_json
+from ..report_measured import pairs
 from .estimate import explanation
 from .tables import table
 
@@ -39,7 +40,11 @@ SCHEMA = 1
 )
 @click.option("--advice/--no-advice", default=True, show_default=True, help="Say what the next larger model lacks.")
 @click.option("--verify", is_flag=True, help="Rehearse the choice, then verify it on the card if it is here.")
-@click.option("--db", type=click.Path(path_type=Path), help="The store of --verify (default: the user's).")
+@click.option(
+    "--db",
+    type=click.Path(path_type=Path),
+    help="The store (default: the user's).",
+)
 @click.option("--no-correction", is_flag=True, help="The formula alone, without what `whichlora calibrate` learnt.")
 @click.option("--offline", is_flag=True, help="Do not ask the Hugging Face Hub.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -61,7 +66,8 @@ def pick(config: Path, out: Path, show_all: bool, advice: bool, as_json: bool, *
         click.echo(json.dumps(answer(result, advised), indent=1))
     else:
         click.echo("\n\n".join(_texts(result, advised, show_all)))
-    for path in write_outputs(result, out, advised):
+    measured = pairs(result, open_store(options["db"]))
+    for path in write_outputs(result, out, advised, measured):
         click.echo(f"wrote {path}", err=True)
 
 
