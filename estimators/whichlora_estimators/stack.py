@@ -135,11 +135,23 @@ _COMMON_LOSS_SINCE: Release = (4, 46)
 #: Models whose own loss before that read logits in the dtype of the head.
 _NEVER_UPCAST = frozenset({"gpt2", "gpt_neox", "opt", "bloom", "falcon", "stablelm", "olmo2"})
 
+#: From which release on generation hands a model a cache that it fills (DynamicCache), by model_type; before, tuples of
+#: tensors went from step to step (generation/utils.py of 4.41.2 and 4.42.4; `_supports_cache_class` of each model).
+_CACHE_OBJECTS: Mapping[str, Release] = {
+    "falcon": (4, 45),
+    "gpt_neox": (4, 45),
+    "bloom": (4, 45),
+    "gpt2": (4, 52),
+    "opt": (4, 52),
+}
+_CACHE_OBJECTS_SINCE: Release = (4, 42)
 #: Models each of whose layers kept cos and sin of all positions that it was made for, and until which release.
 _ROTARY_TABLES_UNTIL: Mapping[str, Release] = {
-    "llama": (4, 44),
-    "mistral": (4, 44),
+    "llama": (4, 41),
+    "mistral": (4, 42),
+    "mixtral": (4, 48),
     "qwen2": (4, 45),
+    "qwen2_moe": (4, 45),
     "phi": (4, 45),
     "falcon": (4, 45),
     "gpt_neox": (4, 45),
@@ -192,6 +204,11 @@ class Stack:
         """Say whether every layer of a model keeps cos and sin of all positions."""
         until = _ROTARY_TABLES_UNTIL.get(model_type)
         return until is not None and _release(self.named["transformers"]) < until
+
+    def keeps_tuple_cache(self, model_type: str) -> bool:
+        """Say whether a step of generation holds the keys and values of the last one, all layers', until it is over."""
+        since = _CACHE_OBJECTS.get(model_type, _CACHE_OBJECTS_SINCE)
+        return _release(self.named["transformers"]) < since
 
     def shares_loss(self, model_type: str) -> bool:
         """Say whether a model takes the loss that all share, which converts logits itself."""

@@ -13,7 +13,7 @@ from .allocator import AllocatorState, CachingAllocator
 from .attention import FLASH_ATTENTION_2
 from .errors import Unsupported
 from .families import find_family
-from .families.base import Cache, Context, Decoder, Model, StaticCache
+from .families.base import Cache, Context, Decoder, Model, StaticCache, TupleCache
 from .layers import Build, Parameter, token_ids
 from .methods import find_method
 from .methods.targets import check_options, save_modules, train_biases
@@ -258,6 +258,8 @@ def _forward_backward(
     tape.autocast = None
     tape.autocast_weights.clear()
     forward = recorder.cut("forward")
+    if not workload.output_kept:
+        output = None
     if workload.accumulation > 1:
         loss = ops.scale(loss)
     tape.backward(loss, again=again)
@@ -272,7 +274,8 @@ def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape) -
     assert isinstance(model, Decoder)
     tape.autocast = AUTOCAST.get(workload.precision)
     limit = workload.prefill_len + workload.decode_len
-    cache = StaticCache(limit) if workload.cache == "static" else Cache()
+    tuples = tape.stack.keeps_tuple_cache(model.model_type)
+    cache = StaticCache(limit) if workload.cache == "static" else TupleCache() if tuples else Cache()
     context = Context(attention=workload.attention, cache=cache, training=False)
     ids = token_ids(tape, workload.batch_size, workload.prefill_len)
     timeline = Timeline(tape=tape, parameters=model.build.parameters, setup=recorder.cut("setup"))
@@ -290,6 +293,7 @@ def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape) -
             token = token_ids(tape, workload.batch_size, 1)
             ids = ops.concat([ids, token], 1)
             logits = model.logits(token, context)
+            cache.end_step()
             timeline.order.append(recorder.cut(f"decode {index}"))
     tape.events = list(tape.events)
     del logits

@@ -27,6 +27,7 @@ _CHOICES = {
 }
 _COUNTS = ("rank", "batch_size", "seq_len", "target_len", "prefill_len", "decode_len", "accumulation")
 _FLAGS = ("checkpointing", "reentrant", "padded", "last_logits_only", "kbit_preparation", "double_quantization")
+_FLAGS += ("output_kept",)
 _IGNORED = ("truth",)
 
 
@@ -39,7 +40,8 @@ class Workload:
     one regular expression for whole names; `rank_pattern` gives layers whose names it matches a rank of their own.
     `modules_to_save` are modules that train whole beside the adapters, `bias` says which biases train; `accumulation`
     counts the forward and backward passes before the optimizer steps, and `clip_grad_norm` is the largest norm of
-    gradients (None: they are not clipped). Raises BadValue or UnknownName.
+    gradients (None: they are not clipped). `output_kept` says that the model's output, logits above all, lives until
+    backward is over, as in a plain loop; HF Trainer keeps the loss alone. Raises BadValue or UnknownName.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Workload:
     optimizer: str = "adamw"
     accumulation: int = 1
     clip_grad_norm: float | None = None
+    output_kept: bool = True
     batch_size: int = 1
     seq_len: int = 1024
     target_len: int | None = None

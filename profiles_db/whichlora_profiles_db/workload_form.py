@@ -46,6 +46,7 @@ LATER_FIELDS: dict[str, object] = {
     "accumulation": 1,
     "clip_grad_norm": None,
     "cache": "dynamic",
+    "output_kept": True,
 }
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Workload))

@@ -57,6 +57,7 @@ def test_every_option_has_golden_cases() -> None:
     lines = golden_lines(SETUPS)
     for name in ("modules_to_save", "bias", "rank_pattern", "accumulation", "clip_grad_norm", "reentrant", "cache"):
         assert any(line.get(name) for line in lines), name
+    assert any(not line.get("output_kept", True) for line in lines)
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
@@ -115,6 +116,15 @@ def test_reentrant_checkpointing_frees_everything() -> None:
     live = {index for index in events if index >= 0} - {~index for index in events if index < 0}
     before = set(timeline.tape.events[: timeline.setup.last.event])
     assert {timeline.tape.tags[i] for i in live - before} <= {"optimizer state", "workspaces"}
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "fp32"])
+def test_the_output_is_let_go_of_before_backward(precision: str) -> None:
+    """Where the loss alone is kept, the peak is lower by the logits that the head returned, if backward has it."""
+    setup = small(precision=precision, batch_size=8, seq_len=512, method="full", optimizer="sgd")
+    width = 4 if precision == "fp32" else 2
+    freed = allocated(setup) - allocated(setup.with_(output_kept=False))
+    assert freed == width * 8 * 512 * setup.config["vocab_size"]
 
 
 def test_a_static_cache_does_not_grow() -> None:

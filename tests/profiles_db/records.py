@@ -43,6 +43,7 @@ WORKLOAD = Workload(
     optimizer="adamw-8bit",
     accumulation=4,
     clip_grad_norm=1.0,
+    output_kept=False,
     batch_size=3,
     seq_len=77,
     target_len=5,

@@ -27,12 +27,17 @@ _OPTIONS = (
         "--accumulation", type=int, default=1, show_default=True, help="Passes before each step of the optimizer."
     ),
     click.option("--clip-grad-norm", type=float, help="Clip gradients to this norm."),
+    click.option(
+        "--trainer",
+        is_flag=True,
+        help="Only the loss lives on after forward, as in HF Trainer, not the model's output.",
+    ),
     click.option("--static-cache", is_flag=True, help="Make room for all tokens beforehand, for --generate."),
 )
 
 #: The names of what these options give.
 SETUP_NAMES = {"task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant"}
-SETUP_NAMES |= {"accumulation", "clip_grad_norm", "static_cache"}
+SETUP_NAMES |= {"accumulation", "clip_grad_norm", "trainer", "static_cache"}
 
 
 def setup_options(command: F) -> F:
@@ -45,6 +50,7 @@ def setup_options(command: F) -> F:
 def training_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a workload that these options ask for. Raises BadValue."""
     fields = {name: options[name] for name in ("task", "bias", "reentrant", "accumulation", "clip_grad_norm")}
+    fields["output_kept"] = not options["trainer"]
     fields["modules_to_save"] = _names(options["modules_to_save"])
     fields["rank_pattern"] = dict(_ranked(text) for text in options["rank_pattern"])
     if options["target_pattern"]:

@@ -122,7 +122,7 @@ def compare(recipe: Recipe, workload: Workload, seen: Seen, gpu: Gpu | None) -> 
         prediction = predict(workload, gpu)
     except WhichloraError:  # no formula: nothing was promised
         return ()
-    context_bytes, freed_bytes = prediction.estimate.context_bytes, _logit_bytes(workload)
+    context_bytes = prediction.estimate.context_bytes
     found = []
     for counter, interval, beside in (
         ("allocated", prediction.allocated, 0),
@@ -130,26 +130,12 @@ def compare(recipe: Recipe, workload: Workload, seen: Seen, gpu: Gpu | None) -> 
     ):
         predicted = Interval(
             expected_bytes=interval.expected_bytes - beside,
-            low_bytes=max(0, interval.low_bytes - beside - freed_bytes),
+            low_bytes=max(0, interval.low_bytes - beside),
             high_bytes=interval.high_bytes - beside,
             coverage=interval.coverage,
         )
         found.append(Compared(counter=counter, seen_bytes=train[counter == "reserved"], predicted=predicted))
     return tuple(found)
-
-
-def _logit_bytes(workload: Workload) -> int:
-    """Return by how much less than a plain loop Trainer may hold: in backward the model's output, its logits, is gone.
-
-    Source: transformers 5.23, Trainer.training_step, whose `compute_loss` returns the loss alone; what the loss saves is its
-    own fp32 copy or result. After PEFT's k-bit preparation the head is in fp32, and its logits are.
-    """
-    vocabulary = workload.config.get("vocab_size")
-    if not isinstance(vocabulary, int):
-        return 0
-    prepared = workload.quantization != "none" and workload.kbit_preparation
-    width = 4 if workload.precision == "fp32" or prepared else 2
-    return width * workload.batch_size * workload.seq_len * vocabulary
 
 
 def losses(seen: Seen, on: str) -> dict[str, Any]:

@@ -65,7 +65,11 @@ def make_recipe(plan: Plan, *, data: DataSpec | None = None, model_path: Path | 
     tokenizer = path if path and source.tokenizer == source.model else source.tokenizer
     training = plan.finetune.training
     return Recipe(
-        workload=choice.workload.with_(accumulation=training.accumulation, clip_grad_norm=training.clip_grad_norm),
+        workload=choice.workload.with_(
+            accumulation=training.accumulation,
+            clip_grad_norm=training.clip_grad_norm,
+            output_kept=False,  # Trainer takes the loss and lets the rest go
+        ),
         model=path or source.model,
         tokenizer=tokenizer,
         data=spec,

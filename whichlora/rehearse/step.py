@@ -144,14 +144,22 @@ def _load(workload: Workload, recorder: Recorder, clock: Clock | None) -> Any:
 def _step(
     model: Any, inputs: dict[str, Any], optimizer: Any, scaler: Any, workload: Workload, phase: Phase, device: str
 ) -> None:
-    """Forward and backward once or more, optimizer. Output and logits live until backward is over, as in a plain loop."""
+    """Forward and backward once or more, optimizer.
+
+    Output and logits live until backward is over, as in a plain loop, unless the workload says that only the loss does
+    (transformers/trainer.py: `compute_loss` returns nothing else).
+    """
     import torch
 
     for _ in range(workload.accumulation):
         with phase("forward"), _autocast(workload, device):
             output = model(**inputs)
         with phase("backward"):
-            loss = output.loss if workload.accumulation == 1 else output.loss / workload.accumulation
+            loss = output.loss
+            if not workload.output_kept:
+                output = None
+            if workload.accumulation > 1:
+                loss = loss / workload.accumulation
             scaler.scale(loss).backward()
             del output, loss
     with phase("optimizer"):
@@ -265,11 +273,16 @@ def _time_generations(generation: Callable[[Phase], None], recorder: Recorder, c
 
 
 def _cache(model: Any, workload: Workload) -> dict[str, Any]:
-    """Return the cache of all tokens, made beforehand, where one that grows is not what is wanted."""
-    if workload.cache == "dynamic":
-        return {}
+    """Return the cache of all tokens, made beforehand, where one that grows is not what is wanted.
+
+    From 4.42 to 4.47 models make one that grows only if they are given one, as generate() does.
+    """
     import transformers
 
+    if workload.cache == "dynamic":
+        release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+        grows = release < (4, 48) and getattr(model, "_supports_default_dynamic_cache", bool)()
+        return {"past_key_values": transformers.DynamicCache()} if grows else {}
     length = workload.prefill_len + workload.decode_len
     return {"past_key_values": transformers.StaticCache(config=model.config, max_cache_len=length)}
 

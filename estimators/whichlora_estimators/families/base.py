@@ -85,11 +85,32 @@ class Cache:
                     grown = _resized(keys, longer), _resized(values, longer)
                     self.layers[layer] = _latest(grown[0], window), _latest(grown[1], window)
 
+    def end_step(self) -> None:
+        """Let go of what the caller held while the model ran."""
+
     def _appended(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.layers.pop(layer)
         longer = ops.concat([keys, k], 2)
         del keys  # given back before the values are copied
         return longer, ops.concat([values, v], 2)
+
+
+class TupleCache(Cache):
+    """The cache as a tuple of tensors, all new at every token: the caller holds the old one until it has the new one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append, beside what was there."""
+        if layer in self.layers:
+            self.held.append(self.layers[layer])
+        return super().update(layer, k, v)
+
+    def end_step(self) -> None:
+        """Let go of the tensors that were replaced."""
+        self.held.clear()
 
 
 class StaticCache(Cache):
