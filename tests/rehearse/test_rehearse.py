@@ -1,21 +1,20 @@
-"""Rehearsals as a library: bytes that are known, outcomes, order, and workers that end."""
+"""Rehearsals as a library: bytes that are known, every method and optimizer, and what the formula says of them."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import signal
+from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
-from whichlora.rehearse import Rehearsal, find_card, rehearse
+from whichlora.rehearse import Rehearsal, rehearse
 from whichlora.rehearse.adapters import METHODS, OPTIMIZERS
 from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
-from whichlora_estimators.gpus import context_bytes
-from whichlora_estimators.workload import workload_from_json
+from whichlora_estimators.estimate import estimate
+from whichlora_estimators.gpus import find_gpu
+from whichlora_estimators.methods import all_methods
+from whichlora_estimators.workload import Workload, workload_from_json
 
 from .conftest import golden_lines, tiny
 
@@ -23,19 +22,78 @@ pytestmark = pytest.mark.stack
 
 # The versions that benchmarks/rehearsed.jsonl was made with.
 STACK = {"torch": "2.14.1", "transformers": "5.23.0", "peft": "0.21.2", "bitsandbytes": "0.50.2"}
-GOLDEN_IDS = ("pub-002", "pub-006", "pub-013", "pub-014", "pub-025", "pub-026", "pub-032")
+# Full fine-tuning under autocast, nf4, generation without and with nf4, int8, an encoder, sequence to sequence.
+GOLDEN_IDS = ("pub-006", "pub-010", "pub-038", "pub-013", "pub-088", "pub-025", "pub-020")
+SHARED = {"num_hidden_layers": 3, "vocab_size": 4000, "tie_word_embeddings": False, "max_position_embeddings": 2048}
+LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, **SHARED}
+CONFIGS = (
+    LLAMA,
+    {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 2},
+    {"model_type": "gpt_neox", "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, **SHARED},
+)
+FALCON = {
+    "model_type": "falcon",
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 2,
+    "vocab_size": 999,
+}
+SAME = tiny(quantization="nf4", optimizer="adamw-8bit")
+SANDWICH = (
+    SAME.with_(id="first"),
+    dataclasses.replace(SAME, id="broken", targets=("no_such_layer",)),
+    SAME.with_(id="between"),
+)
+LAST = SAME.with_(id="last")
 
 
-def test_known_workloads_take_the_bytes_that_they_took() -> None:
+def methods() -> list[Workload]:
+    """Return one step of each method that has a formula, on three architectures and under quantisation in turn."""
+    return [
+        Workload(
+            id=name,
+            model="small",
+            config=CONFIGS[number % len(CONFIGS)],
+            method=name,
+            rank=8,
+            quantization="nf4" if number % 2 and name != "full" else "none",
+            checkpointing=number % 3 == 1 and name != "prefix-tuning",  # PEFT refuses the two together
+            batch_size=4,
+            seq_len=512,
+        )
+        for number, name in enumerate(sorted(all_methods()))
+    ]
+
+
+def setups() -> list[Workload]:
+    """Return small workloads: the methods without a formula, every optimizer, quantization and precision."""
+    asked = [tiny(id=name, method=name) for name in METHODS if name not in all_methods()]
+    asked += [tiny(id=name, optimizer=name) for name in OPTIMIZERS]
+    asked += [tiny(id="paged-full", method="full", optimizer="paged-adamw", precision="fp32")]
+    asked += [tiny(id=name, quantization=name, double_quantization=False) for name in ("nf4", "fp4", "int8")]
+    asked += [tiny(id=name, precision=name, checkpointing=True) for name in ("fp16-true", "bf16-mixed", "fp16-mixed")]
+    return asked
+
+
+@pytest.fixture(scope="module")
+def seen() -> Mapping[str, Rehearsal]:
+    """Return what one worker saw of all that this module asks, by id."""
+    golden = [workload_from_json(line) for line in golden_lines(*GOLDEN_IDS)]
+    falcon = Workload(id="falcon", model="falcon", config=FALCON, quantization="nf4", seq_len=64)
+    asked = [*SANDWICH, *golden, *methods(), *setups(), falcon, LAST]
+    assert len({workload.id for workload in asked}) == len(asked)
+    found = list(rehearse(asked, "unlimited", jobs=1))
+    assert [each.workload for each in found] == asked
+    return {each.workload.id: each for each in found}
+
+
+def test_known_workloads_take_the_bytes_that_they_took(seen: Mapping[str, Rehearsal]) -> None:
     """Golden lines of every task and phase: allocated peaks within 0.1%, trained parameters equal."""
     installed = {name: metadata.version(name).partition("+")[0] for name in STACK}
     if installed != STACK:
         pytest.skip(f"the lines were made with {STACK}, installed are {installed}")
-    lines = golden_lines(*GOLDEN_IDS)
-    found = list(rehearse(map(workload_from_json, lines), "unlimited", jobs=2))
-    assert [each.workload.id for each in found] == list(GOLDEN_IDS)
-    for line, each in zip(lines, found, strict=True):
-        truth = line["truth"]
+    for line in golden_lines(*GOLDEN_IDS):
+        each, truth = seen[line["id"]], line["truth"]
         assert each.outcome == "ok", each.error
         assert each.allocated_peak_bytes == pytest.approx(truth["allocated_peak_bytes"], rel=1e-3), line["id"]
         assert each.reserved_peak_bytes == pytest.approx(truth["reserved_peak_bytes"], rel=0.02), line["id"]
@@ -44,88 +102,54 @@ def test_known_workloads_take_the_bytes_that_they_took() -> None:
         assert each.versions.items() >= installed.items() or each.versions["torch"].startswith(STACK["torch"])
 
 
-def test_every_method_and_optimizer_trains() -> None:
-    """Each name that is known runs three steps, phase by phase, and adapters train less than the model has."""
-    asked = [tiny(id=name, method=name) for name in METHODS]
-    asked += [tiny(id=name, optimizer=name) for name in OPTIMIZERS]
-    asked += [tiny(id=name, quantization=name, double_quantization=False) for name in ("nf4", "fp4", "int8")]
-    asked += [tiny(id=name, precision=name, checkpointing=True) for name in ("fp16-true", "bf16-mixed", "fp16-mixed")]
-    found = {each.workload.id: each for each in rehearse(asked, "rtx-4090", jobs=2)}
-    assert {name: each.error for name, each in found.items() if each.outcome != "ok"} == {}
-    for each in found.values():
+def test_every_method_takes_what_the_formula_says(seen: Mapping[str, Rehearsal]) -> None:
+    """Trainable parameters are equal, allocated peaks within 1%, whatever the method."""
+    card = find_gpu("a100-sxm-80gb")
+    wrong = []
+    for workload in methods():
+        rehearsal, found = seen[workload.id], estimate(workload, card)
+        assert rehearsal.outcome == "ok", rehearsal.error
+        assert rehearsal.allocated_peak_bytes
+        error = found.allocated_peak_bytes / rehearsal.allocated_peak_bytes - 1
+        if found.trainable_params != rehearsal.trainable_params or abs(error) > 0.01:
+            wrong.append((workload.id, found.trainable_params, rehearsal.trainable_params, error))
+    assert not wrong
+
+
+def test_every_optimizer_and_precision_trains(seen: Mapping[str, Rehearsal]) -> None:
+    """Each name that is known runs three steps, phase by phase, and the totals are those of the steps."""
+    for workload in setups():
+        each = seen[workload.id]
+        assert each.outcome == "ok", (workload.id, each.error)
         assert list(each.phases) == ["load", "forward", "backward", "optimizer"]
         assert each.allocated_peak_bytes == max(
             peak.allocated_peak_bytes or 0 for name, peak in each.phases.items() if name != "load"
         )
         assert (each.weights_bytes or 0) < (each.model_bytes or 0) < (each.allocated_peak_bytes or 0)
-    full = found["full"].trainable_params
-    assert full
-    assert all(0 < (found[name].trainable_params or 0) < full for name in METHODS if name != "full")
-    assert found["lora-fa"].trainable_params < found["lora"].trainable_params  # type: ignore[operator]
+    moments = 2 * 4 * (seen["paged-full"].trainable_params or 0)
+    assert 0.9 * moments < (seen["paged-full"].managed_peak_bytes or 0) <= 1.1 * moments
+    assert seen["adamw"].managed_peak_bytes == 0
 
 
-def test_bytes_do_not_depend_on_what_ran_before() -> None:
+def test_bytes_do_not_depend_on_what_ran_before(seen: Mapping[str, Rehearsal]) -> None:
     """One worker that runs a workload first, in between and last sees the same bytes, failures in between included."""
-    same = tiny(quantization="nf4", optimizer="adamw-8bit")
-    broken = dataclasses.replace(same, targets=("no_such_layer",))
-    first, failed, between, last = rehearse([same, broken, same, same], "rtx-4090", jobs=1)
-    assert failed.outcome == "failed"
-    assert "no_such_layer" in failed.error
-    assert failed.phase == "load"
-    assert first.phases == between.phases == last.phases
+    assert seen["broken"].outcome == "failed"
+    assert "no_such_layer" in seen["broken"].error
+    assert seen["broken"].phase == "load"
+    assert seen["first"].phases == seen["between"].phases
+    first, last = (
+        {name: peak.allocated_peak_bytes for name, peak in seen[id_].phases.items()} for id_ in ("first", "last")
+    )
+    assert first == last
 
 
-def test_running_out_of_memory_is_an_outcome() -> None:
-    """A card too small for the step says in which phase it ran out; the next workload fits it; nobody is left behind."""
-    small = dataclasses.replace(find_card("rtx-4090"), total_bytes=2 * 2**30)
-    found = rehearse([tiny(method="full", batch_size=64, seq_len=4096), tiny(), tiny()], small, jobs=1)
-    large, fits = next(found), next(found)
-    found.close()  # type: ignore[attr-defined]
-    assert _workers() == []
-    assert large.outcome == "oom"
-    assert large.phase in ("forward", "backward")
-    assert "out of memory" in large.error
-    assert fits.outcome == "ok"
-    assert fits.process_bytes is not None
-    assert fits.reserved_peak_bytes == fits.process_bytes - context_bytes(small)
-
-
-def _workers() -> list[int]:
-    """Return this process's children that are workers."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"whichlora.rehearse.worker" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-    return found
-
-
-def test_a_worker_that_is_killed_is_replaced() -> None:
-    """Its workload has failed, by that signal; those before and after it are rehearsed, in their order."""
-    killed = []
-
-    def kill(rehearsal: Rehearsal) -> None:
-        if not killed:
-            killed.extend(_workers())
-            os.kill(killed[0], signal.SIGKILL)
-
-    asked = [tiny(id=str(number)) for number in range(4)]
-    found = list(rehearse(asked, "rtx-4090", jobs=1, on_done=kill))
-    assert len(killed) == 1
-    assert [each.workload.id for each in found] == ["0", "1", "2", "3"]
-    assert [each.outcome for each in found].count("failed") <= 1  # it dies before or after it takes the next one
-    assert all("SIGKILL" in each.error for each in found if each.outcome == "failed")
-    assert found[0].outcome == found[2].outcome == found[3].outcome == "ok"
-    assert _workers() == []
-
-
-def test_a_worker_that_takes_too_long_is_given_up() -> None:
-    """A workload beyond its time has failed and says so; nothing of it runs on."""
-    (late,) = rehearse([tiny()], "rtx-4090", timeout_s=0.01)
-    assert late.outcome == "failed"
-    assert "0.01 s" in late.error
-    assert _workers() == []
+def test_layers_that_loading_leaves_alone_are_left_alone(seen: Mapping[str, Rehearsal]) -> None:
+    """Since Transformers 5 Falcon's linear layers, of a class of their own, stay in 16 bit under nf4."""
+    if int(metadata.version("transformers").split(".")[0]) < 5:
+        pytest.skip("before, they were quantised")
+    linear = 2 * (512 * (512 + 2 * 64) + 512 * 512 + 2 * 512 * 2048)
+    assert seen["falcon"].outcome == "ok", seen["falcon"].error
+    assert (seen["falcon"].weights_bytes or 0) > 2 * (linear + 999 * 512)
 
 
 def test_what_cannot_run_is_refused_before_anything_starts() -> None:
@@ -139,8 +163,8 @@ def test_what_cannot_run_is_refused_before_anything_starts() -> None:
     ):
         with pytest.raises(kind):
             rehearse([workload], "rtx-4090")
-    for settings in ({"jobs": 0}, {"timeout_s": 0}):
-        with pytest.raises(BadValue):
+    for settings, kind in (({"jobs": 0}, BadValue), ({"timeout_s": 0}, BadValue), ({"load": "download"}, UnknownName)):
+        with pytest.raises(kind):
             rehearse([tiny()], "rtx-4090", **settings)  # type: ignore[arg-type]
     with pytest.raises(UnknownName):
         rehearse([tiny()], "rtx-9999")

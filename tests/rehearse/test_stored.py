@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from whichlora.rehearse import Rehearsal, find_card, rehearse
+from whichlora_estimators.gpus import context_bytes
 from whichlora_profiles_db import Filters, open_store
 
 from .conftest import tiny
@@ -16,13 +17,16 @@ pytestmark = pytest.mark.stack
 
 
 def test_what_is_stored_is_not_run_again(tmp_path: Path) -> None:
-    """A second run gives the same answers from the store, out of memory included; failures and other cards run."""
+    """A second run gives the same answers from the store, out of memory included; what failed is run again."""
     store = open_store(tmp_path / "profiles.duckdb")
     small = dataclasses.replace(find_card("rtx-4090"), total_bytes=2 * 2**30)
     fits, large = tiny(id="fits"), tiny(id="large", method="full", batch_size=64, seq_len=4096)
     broken = tiny(id="broken", targets=("no_such_layer",))
     first = list(rehearse([fits, large, broken], small, jobs=1, store=store))
     assert [each.outcome for each in first] == ["ok", "oom", "failed"]
+    assert first[1].phase in ("forward", "backward")
+    assert "out of memory" in first[1].error
+    assert first[0].reserved_peak_bytes == (first[0].process_bytes or 0) - context_bytes(small)
     kept = store.query()
     assert {each.outcome for each in kept} == {"ok", "oom", "failed"}
     assert all(each.device == "null" and each.environment.gpu == small.slug for each in kept)
@@ -36,6 +40,8 @@ def test_what_is_stored_is_not_run_again(tmp_path: Path) -> None:
     assert store.count() == 3
 
     told: list[Rehearsal] = []
-    list(rehearse([broken, fits], small, jobs=1, store=store, on_done=told.append))
+    found = rehearse([broken, fits], small, jobs=1, timeout_s=1e-3, store=store, on_done=told.append)
+    assert [each.outcome for each in found] == ["failed", "ok"]
+    assert "no answer within" in told[1].error  # it was given to a worker again
     assert [each.workload.id for each in told] == ["fits", "broken"]
     assert store.count(Filters(outcome="failed")) == 2

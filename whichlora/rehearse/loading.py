@@ -16,7 +16,7 @@ from typing import Any
 from whichlora_estimators.workload import Workload
 
 from ..phantom import dtype_field, write_phantom
-from .models import AUTO_CLASSES, FOUR_BIT, dtype_name, make_config
+from .models import AUTO_CLASSES, dtype_name, make_config, quantization_config
 
 
 def load_model(workload: Workload, device: str, folder: Path) -> Any:
@@ -35,7 +35,7 @@ def load_model(workload: Workload, device: str, folder: Path) -> Any:
     if workload.attention != "sdpa":  # which Transformers takes by itself where the model has it
         settings["attn_implementation"] = workload.attention
     if workload.quantization != "none":
-        settings["quantization_config"] = _quantization(workload, dtype)
+        settings["quantization_config"] = quantization_config(workload, dtype)
     return auto.from_pretrained(str(_checkpoint(workload, folder)), device_map={"": device}, **settings)
 
 
@@ -51,15 +51,3 @@ def _checkpoint(workload: Workload, folder: Path) -> Path:
             if not phantom.is_dir():  # else another process was faster, with the same result
                 raise
     return phantom
-
-
-def _quantization(workload: Workload, dtype: Any) -> Any:
-    transformers: Any = import_module("transformers")
-    if workload.quantization not in FOUR_BIT:
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=workload.quantization,
-        bnb_4bit_use_double_quant=workload.double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-    )

@@ -79,15 +79,31 @@ def make_config(workload: Workload) -> Any:
     return config
 
 
-def _quantize(model: Any, workload: Workload, dtype: Any, device: str) -> None:
-    """Put quantised layers in the place of linear ones, then everything that is left on the device."""
-    import torch
+def quantization_config(workload: Workload, dtype: Any) -> Any:
+    """Return Transformers' settings of a workload's quantization."""
+    transformers: Any = import_module("transformers")
+    if workload.quantization not in FOUR_BIT:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=workload.quantization,
+        bnb_4bit_use_double_quant=workload.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
-    conv1d: Any = import_module("transformers.pytorch_utils").Conv1D  # GPT-2's linear layer, its weight transposed
-    kept = {*_HEADS, *_not_converted(model)}
+
+def _quantize(model: Any, workload: Workload, dtype: Any, device: str) -> None:
+    """Let Transformers choose the layers, quantise these one by one, then put everything that is left on the device."""
+    library: Any = import_module("transformers.integrations.bitsandbytes")
+    bnb: Any = import_module("bitsandbytes")
+    library.replace_with_bnb_linear(
+        model,
+        modules_to_not_convert=list({*_HEADS, *_not_converted(model)}),
+        quantization_config=quantization_config(workload, dtype),
+    )
     for name, module in list(model.named_modules()):
-        parent, _, leaf = name.rpartition(".")
-        if type(module) in (torch.nn.Linear, conv1d) and kept.isdisjoint({name, *name.split(".")}):
+        if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
+            parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, _quantized(module, workload, dtype, device))
     for module in model.modules():
         _leave_meta(module, device)
@@ -106,16 +122,15 @@ def _not_converted(model: Any) -> list[str]:
     return [*find(model), *(getattr(model, "_keep_in_fp32_modules", None) or ())]
 
 
-def _quantized(linear: Any, workload: Workload, dtype: Any, device: str) -> Any:
-    """Return a quantised layer in a linear one's place; as in loading, the whole weight is there until it is done."""
+def _quantized(empty: Any, workload: Workload, dtype: Any, device: str) -> Any:
+    """Return a quantised layer in an empty one's place; as in loading, the whole weight is there until it is done."""
     import torch
 
-    shape = linear.weight.shape if isinstance(linear, torch.nn.Linear) else linear.weight.shape[::-1]
-    weight = torch.empty(shape, dtype=dtype, device=device)
+    weight = torch.empty(empty.out_features, empty.in_features, dtype=dtype, device=device)
     make = _four_bit if workload.quantization in FOUR_BIT else _eight_bit
-    layer = make(weight, linear.bias is not None, workload)
-    if linear.bias is not None:
-        layer.bias = torch.nn.Parameter(torch.empty_like(linear.bias, device=device))
+    layer = make(weight, empty.bias is not None, workload)
+    if empty.bias is not None:
+        layer.bias = torch.nn.Parameter(torch.empty_like(empty.bias, dtype=dtype, device=device))
     return layer
 
 
