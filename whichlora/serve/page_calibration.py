@@ -53,7 +53,7 @@ def _scores(found: Correction, table: Table) -> str:
             if part is None:
                 continue
             errors = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
-            inside = f"{part['coverage']:.0%}" if "coverage" in part else "-"
+            inside = f"{part['coverage']:.0%}" if part.get("coverage") is not None else "-"
             lines.append([escape(name), label, *errors, inside, "yes" if part.get("applied") else "no"])
     headers = ("what", "held out", "formula", "corrected", "in interval", "applied")
     return table("Held-out errors", headers, lines, right=(2, 3, 4), wide=0)

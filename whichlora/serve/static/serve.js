@@ -127,14 +127,14 @@
           symbol: own.map((row) => (row.ok ? "circle" : "x-thin-open")), opacity: model === null ? 0.55 : 0.95 },
       };
     });
-    const line = frontier(rows).sort((a, b) => a.time_s - b.time_s);
-    traces.unshift({ type: "scatter", mode: "lines", name: "frontier", x: line.map(hours), y: line.map((row) => row.process_bytes[1] / GIB),
-      line: { color: ink, width: 1, dash: "dot" }, hoverinfo: "skip" });
+    const ringed = frontier(rows);
+    traces.unshift({ type: "scatter", mode: "markers", name: "frontier", x: ringed.map(hours), y: ringed.map((row) => row.process_bytes[1] / GIB),
+      marker: { color: ink, symbol: "circle-open", size: 15, line: { width: 1.2 } }, hoverinfo: "skip" });
     const axis = { gridcolor: grid, zeroline: false, linecolor: grid, tickcolor: grid };
     const limitLine = { color: "#dc4055", width: 1.5, dash: "dash" };
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: 12.5 },
-      margin: { l: 56, r: 12, t: 8, b: 48 }, hovermode: "closest", uirevision: found.gpu,
+      margin: { l: 56, r: 12, t: 8, b: 48 }, hovermode: "closest", uirevision: found.gpu, showlegend: innerWidth > 600,
       legend: { orientation: "h", y: -0.18, yanchor: "top" },
       xaxis: { ...axis, type: "log", title: { text: "time of fine-tuning, hours" } },
       yaxis: { ...axis, title: { text: "process bytes up to, GiB" }, range: [0, Math.max(1, (1.25 * found.total_bytes) / GIB)] },
