@@ -273,6 +273,8 @@ class Model(ABC):
     aliases: ClassVar[Mapping[str, str]] = {}
     #: What a method puts around a training pass: it takes inputs and context, and yields the model's inputs.
     prompt: Callable[[Sequence[Tensor], Context], AbstractContextManager[Sequence[Tensor]]] | None = None
+    #: The table of the tokens' embeddings.
+    embed: Tensor
 
     def __init__(self, config: Mapping[str, Any], build: Build) -> None:
         self.build, self.model_type = build, str(config.get("model_type"))
@@ -298,6 +300,16 @@ class Model(ABC):
     @abstractmethod
     def make(self, c: Config, build: Build) -> None:
         """Allocate the parameters."""
+
+    def embedded(self, ids: Tensor, context: Context) -> Tensor:
+        """Look the tokens up; families scale."""
+        return ops.embedding(ids, self.embed)
+
+    def looked_up(self, ids: Tensor, context: Context) -> Tensor:
+        """Look the tokens up as `embedded`, asking for a gradient where checkpointing of frozen weights needs one."""
+        if context.embeddings is not None:
+            return context.embeddings
+        return with_input_grad(self.embedded(ids, context), context)
 
     @abstractmethod
     def make_inputs(self, workload: Workload) -> list[Tensor]:
@@ -375,16 +387,6 @@ class Decoder(Model):
     @abstractmethod
     def final(self, x: Tensor) -> Tensor:
         """Apply the final norm."""
-
-    def embedded(self, ids: Tensor, context: Context) -> Tensor:
-        """Look the tokens up; families add positions or scale."""
-        return ops.embedding(ids, self.embed)
-
-    def looked_up(self, ids: Tensor, context: Context) -> Tensor:
-        """Look the tokens up as `embedded`, asking for a gradient where checkpointing of frozen weights needs one."""
-        if context.embeddings is not None:
-            return context.embeddings
-        return with_input_grad(self.embedded(ids, context), context)
 
     def enter(self, ids: Tensor, context: Context, kept: list[Tensor]) -> tuple[Tensor, Positions]:
         """Return the input of the first block and what blocks share; families add learned positions, a norm, dropout.

@@ -17,15 +17,15 @@ from .. import attention, layers, ops
 from ..layers import Build, LayerNorm, token_ids
 from ..tape import BOOL, INT64, LOGITS_AND_LOSS, Tensor
 from ..workload import Workload
-from .base import Config, Context, Model, family, with_input_grad
+from .base import Config, Context, Model, family
 from .classifiers import label_count
 
 
 class Attention:
     """Projections, attention in both directions, output projection, dropout, norm of the sum."""
 
-    def __init__(self, c: Config, build: Build) -> None:
-        width, self.heads = c.count("hidden_size"), c.count("num_attention_heads")
+    def __init__(self, c: Config, build: Build, index: int) -> None:
+        width, self.heads, self.index = c.count("hidden_size"), c.count("num_attention_heads"), index
         self.q = build.linear("attention.self.query", width, width, bias=True)
         self.k = build.linear("attention.self.key", width, width, bias=True)
         self.v = build.linear("attention.self.value", width, width, bias=True)
@@ -42,6 +42,8 @@ class Attention:
         q = self.q(x).heads(self.heads)
         k = self.k(x).heads(self.heads)
         v = self.v(x).heads(self.heads)
+        if context.cache is not None:
+            k, v = context.cache.update(self.index, k, v)
         if context.attention == "sdpa":
             return attention.attend(q, k, v, mask, kind="sdpa", dropout=self.dropout)
         return _eager(q, k, v, mask, self.dropout)
@@ -76,9 +78,9 @@ class Output:
 class Layer:
     """Attention, then the MLP."""
 
-    def __init__(self, c: Config, build: Build) -> None:
+    def __init__(self, c: Config, build: Build, index: int) -> None:
         width, inner = c.count("hidden_size"), c.count("intermediate_size")
-        self.attention = Attention(c, build)
+        self.attention = Attention(c, build, index)
         self.widen = build.linear("intermediate.dense", width, inner, bias=True)
         self.act = layers.find_activation(c.get("hidden_act"))
         self.output = Output(c, build, inner)
@@ -218,7 +220,7 @@ class Encoder(Model):
 
     def _layer(self, c: Config, build: Build, index: int) -> Layer:
         with build.inside(f"{self.trunk}.encoder.layer.{index}"):
-            return Layer(c, build)
+            return Layer(c, build, index)
 
     def sentence_head(self, c: Config, build: Build) -> Head:
         """Make the head that classifies sentences."""
@@ -240,7 +242,7 @@ class Encoder(Model):
     def encoded(self, ids: Tensor, context: Context) -> Tensor:
         """Map ids [B, T] to hidden states [B, T, D]."""
         tape = ids.tape
-        embedded = x = self.embedded(ids, context)
+        embedded = x = self.summed(ids, context)
         mask = self._mask(x, ids, context)
         for index, block in enumerate(self.blocks):
             tape.mark(f"layer {index}")
@@ -250,10 +252,10 @@ class Encoder(Model):
         del embedded  # held until the model returns
         return x
 
-    def embedded(self, ids: Tensor, context: Context) -> Tensor:
+    def summed(self, ids: Tensor, context: Context) -> Tensor:
         """Sum the embeddings of words, types and positions, normalise, drop out."""
         numbers, of_type = self.position_numbers(ids)
-        words = with_input_grad(ops.embedding(ids, self.embed), context)
+        words = self.looked_up(ids, context)
         types = ops.embedding(of_type, self.type_table)
         x = ops.add(words, types)
         positions = ops.embedding(numbers, self.position_table)
@@ -275,7 +277,7 @@ class Encoder(Model):
         if not context.padded:
             return None
         batch, tokens = ids.shape
-        allowed = x.tape.new((batch, 1, tokens, tokens), BOOL)
+        allowed = x.tape.new((batch, 1, tokens, context.keys(tokens)), BOOL)
         x.tape.launch(allowed.bytes)
         return allowed if context.attention == "sdpa" else ops.cast(allowed, x.dtype)
 

@@ -43,7 +43,20 @@ class SequenceClassifier:
 
 
 def _at_last_token(ids: Tensor, logits: Tensor) -> Tensor:
-    """Pick the row of each sample's last token that is no padding; backward puts its gradient among zeros."""
+    """Pick the row of each sample's last token that is no padding; backward puts its gradient among zeros.
+
+    Where there are embeddings in the place of ids it is the last row.
+    """
+    new, batch = ids.tape.new, ids.shape[0]
+    last, held = _last_tokens(ids) if ids.storage is not None else (new((batch,), INT64), [])
+    pooled, shape = new((batch, logits.shape[-1]), logits.dtype), logits.shape
+    logits.tape.record(pooled, (logits,), (last,), lambda g, last: (g.tape.new(shape, g.dtype),))
+    del held
+    return pooled
+
+
+def _last_tokens(ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Find the places of the last tokens, [B]; returns what the real one holds beside them, too."""
     new, (batch, tokens) = ids.tape.new, ids.shape
     flags = new(ids.shape, BOOL)
     unpadded = new(ids.shape, INT32)
@@ -52,10 +65,7 @@ def _at_last_token(ids: Tensor, logits: Tensor) -> Tensor:
     counted = new(ids.shape, INT32)
     last = new((batch,), INT64)
     del counted
-    pooled, shape = new((batch, logits.shape[-1]), logits.dtype), logits.shape
-    logits.tape.record(pooled, (logits,), (last,), lambda g, last: (g.tape.new(shape, g.dtype),))
-    del numbers, unpadded
-    return pooled
+    return last, [numbers, unpadded]
 
 
 class TokenClassifier(SequenceClassifier):

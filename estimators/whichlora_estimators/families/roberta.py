@@ -53,8 +53,11 @@ class Roberta(Encoder):
         return RobertaSentenceHead(c, build)
 
     def position_numbers(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Count the positions of each sample, [B, T], from its ids."""
+        """Count the positions of each sample, [B, T], from its ids; without ids all samples have the same, [1, T]."""
         tape = ids.tape
+        if ids.storage is None:
+            numbers = tape.new((1, ids.shape[1]), INT64)
+            return Tensor(tape, numbers.storage, ids.shape, INT64), tape.new(ids.shape, INT64)
         counted = tape.new(ids.shape, INT32)
         unpadded = tape.new(ids.shape, BOOL)
         del unpadded

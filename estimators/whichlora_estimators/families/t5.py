@@ -269,7 +269,7 @@ class Stack:
     """Embedding and dropout, blocks, norm and dropout: the encoder or the decoder."""
 
     def __init__(self, c: Config, build: Build, embedding: Tensor, count: int, *, decoder: bool) -> None:
-        self.embed, self.name, self.dropout = embedding, "decoder" if decoder else "encoder", c.rate("dropout_rate")
+        self.name, self.dropout = "decoder" if decoder else "encoder", c.rate("dropout_rate")
         #: An embedding of its own, which tying replaces.
         self.replaced: Tensor | None = build.place(embedding.shape, embedding.dtype)
         self.blocks = [self._block(c, build, index, decoder=decoder) for index in range(count)]
@@ -279,10 +279,9 @@ class Stack:
         with build.inside(f"{self.name}.block.{index}.layer"):
             return Block(c, build, index, decoder=decoder)
 
-    def __call__(self, ids: Tensor, context: Context, states: Tensor | None = None) -> Tensor:
-        """Map ids [B, T], and the encoder's states [B, S, D], to [B, T, D]."""
-        tape = ids.tape
-        inputs = with_input_grad(ops.embedding(ids, self.embed), context)
+    def __call__(self, inputs: Tensor, context: Context, states: Tensor | None = None) -> Tensor:
+        """Map embeddings [B, T, D], and the encoder's states [B, S, D], to [B, T, D]."""
+        tape = inputs.tape
         shared = self._shared(inputs, context, states)
         x = ops.dropout(inputs, self.dropout)
         bias: Tensor | None = None
@@ -303,7 +302,8 @@ class Stack:
         if states is None:
             mask = _bidirectional_mask(x, batch, tokens, tokens, context)
             return Biases(mask=mask)
-        mask = attention.causal_mask(x, batch=batch, queries=tokens, keys=tokens, padded=False, kind=context.attention)
+        keys = context.keys(tokens)
+        mask = attention.causal_mask(x, batch=batch, queries=tokens, keys=keys, padded=False, kind=context.attention)
         return Biases(mask=mask, cross_mask=_bidirectional_mask(x, batch, tokens, states.shape[1], context))
 
 
@@ -365,11 +365,13 @@ class T5(Model):
     def step_loss(self, inputs: Sequence[Tensor], context: Context) -> tuple[Tensor, object]:
         """Return the loss of the target's tokens; logits and the encoder's states stay."""
         ids, labels = inputs[0], inputs[1]
-        states = self.encoder(ids, context)
+        states = self.encoder(self.looked_up(ids, context), context)
         shifted = labels.tape.new(labels.shape, INT64)
-        if not context.checkpointing:
+        if not context.checkpointing and context.cache is None:
             context.cache = Cache()  # `use_cache: false` does not reach the config of the decoder
-        hidden = self.decoder(shifted, context, states)
+        words = with_input_grad(self.embedded(shifted, context), context)
+        hidden = self.decoder(words, context, states)
+        del words
         hidden.tape.mark("loss")
         with hidden.tape.tagged(LOGITS_AND_LOSS):
             scaled = ops.scale(hidden) if self.scaled else hidden

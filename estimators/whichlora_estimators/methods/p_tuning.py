@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from .. import ops
-from ..families.base import Decoder, Model
+from ..families.base import Model
 from ..layers import Linear
 from ..tape import FP32, Tensor
 from ..workload import Workload
 from .base import Method, method, trained
-from .prompts import VIRTUAL_TOKENS, EmbeddedPrompt, decoder_of
+from .prompts import VIRTUAL_TOKENS, EmbeddedPrompt, prompt_rows
 
 LAYERS = 3
 
@@ -19,10 +19,10 @@ LAYERS = 3
 class EncodedPrompt(EmbeddedPrompt):
     """A table [P, D] and an MLP D to D to D to D, ReLU between."""
 
-    def __init__(self, model: Decoder) -> None:
-        super().__init__(model)
+    def __init__(self, model: Model, method: str) -> None:
+        super().__init__(model, method)
         build, width = model.build, model.embed.shape[-1]
-        self.table = trained(build, "prompt_encoder.embedding", VIRTUAL_TOKENS, width, dtype=FP32)
+        self.table = trained(build, "prompt_encoder.embedding", prompt_rows(model), width, dtype=FP32)
         self.layers = []
         for index in range(LAYERS):
             name = f"prompt_encoder.mlp_head.{2 * index}"
@@ -51,4 +51,4 @@ class PTuning(Method):
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Make the table and the MLP."""
-        model.prompt = EncodedPrompt(decoder_of(model, self.name))
+        model.prompt = EncodedPrompt(model, self.name)

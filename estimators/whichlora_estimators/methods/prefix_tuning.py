@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from .. import ops
 from ..errors import Unsupported
 from ..families.base import Cache, Config, Context, Decoder, Model
-from ..tape import FP32, Tensor
+from ..tape import FP32, INT64, Tensor
 from ..workload import Workload
 from .base import Method, method, trained
-from .prompts import VIRTUAL_TOKENS, decoder_of, longer_masks, token_numbers
+from .prompts import VIRTUAL_TOKENS, check_task, longer_masks
 
 #: Models whose output names no cache where the config says `use_cache: false`; that of others holds on to the given one.
 WITHOUT_CACHE = ("gemma", "gpt2", "mistral", "phi3", "qwen2", "qwen3", "starcoder2")
@@ -25,9 +25,17 @@ WITHOUT_CACHE = ("gemma", "gpt2", "mistral", "phi3", "qwen2", "qwen3", "starcode
 class Prefix:
     """A table [P, L * 2 * K * E]."""
 
-    def __init__(self, model: Decoder) -> None:
-        self.model, self.layers = model, len(model.blocks)
+    #: Tasks that PEFT runs it for.
+    tasks = ("causal", "seq-cls", "token-cls", "seq2seq")
+
+    def __init__(self, model: Model, method: str) -> None:
+        check_task(model, method, self.tasks)
+        self.model, self.layers = model, model.config.count(model.layers_key)
         self.heads, self.head_dim = key_value_shape(model.config)
+        #: Whether what the model returns holds on to the cache.
+        kind = model.config.get("model_type")
+        self.returned = model.build.task == "causal" or (model.build.task == "seq-cls" and isinstance(model, Decoder))
+        self.returned &= kind not in WITHOUT_CACHE
         #: Gemma's cache is made for its config; others from slices of the prefix, without windows.
         self.of_config = str(model.config.get("model_type")).startswith(("gemma2", "gemma3_text"))
         width = self.layers * 2 * self.heads * self.head_dim
@@ -40,20 +48,44 @@ class Prefix:
         masks = longer_masks(masks)
         context.cache = self._cache(ids.shape[0])
         yield [ids, labels, *masks]
-        if self.model.config.get("model_type") in WITHOUT_CACHE:
+        if not self.returned:
             context.cache = None
 
+    def _numbers(self, batch: int) -> Tensor:
+        """Bring the numbers of the virtual tokens to the device, [B, P]."""
+        return self.model.build.tape.new((batch, VIRTUAL_TOKENS), INT64)
+
     def _cache(self, batch: int) -> Cache:
-        states = ops.embedding(token_numbers(self.model, batch), self.table)
+        states = ops.embedding(self._numbers(batch), self.table)
         states = ops.cast(states, self.model.embed.dtype)
         cache = Cache(plain=not self.of_config)
         if self.of_config:
             cache.windows = getattr(self.model, "windows", {})
         one = (batch, self.heads, VIRTUAL_TOKENS, self.head_dim)
+        if self.model.build.task == "seq2seq":
+            return self._for_decoder(states, cache, one)
         permuted = _viewed(states, (self.layers * 2, *one))  # from [B, P, L * 2 * K * E]
         for index, pair in enumerate(_parts(permuted, [(2, *one)] * self.layers)):
             keys, values = _parts(pair if self.of_config else _viewed(pair, pair.shape), [one, one])
             cache.update(index, keys, values)
+        return cache
+
+    def _for_decoder(self, states: Tensor, cache: Cache, one: tuple[int, ...]) -> Cache:
+        """Fill the self-attention cache of an encoder-decoder; a cache of as much for the other attention is dropped."""
+        tape, shape = states.tape, states.shape
+        twice = tape.new((*shape[:-1], 2 * shape[-1]), states.dtype)
+        tape.launch(2 * twice.bytes)
+        tape.record(twice, (states,), (), lambda g: (ops.empty_like(states_like),))
+        states_like = Tensor(tape, None, shape, states.dtype)
+        permuted = _viewed(twice, (self.layers * 4, *one))
+        dropped = Cache(plain=True)
+        pairs = _parts(permuted, [(4, *one)] * self.layers)
+        for index, four in enumerate(pairs):
+            keys, values = _parts(_viewed(four, (2, *one)), [one, one])
+            cache.update(2 * index, keys, values)
+        for index, four in enumerate(pairs):
+            keys, values = _parts(_viewed(four, (2, *one)), [one, one])
+            dropped.update(index, keys, values)
         return cache
 
 
@@ -88,8 +120,8 @@ def _viewed(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def key_value_shape(c: Config) -> tuple[int, int]:
     """Return how many heads of which width keys and values have, as PEFT reads it from a config (peft/utils/other.py)."""
-    heads = int(c.get("num_attention_heads") or c.count("n_head"))
-    width = int(c.get("hidden_size") or c.count("n_embd"))
+    heads = int(c.get("num_attention_heads") or c.get("n_head") or c.count("num_heads"))
+    width = int(c.get("hidden_size") or c.get("n_embd") or c.count("d_model"))
     return int(c.get("num_key_value_heads") or heads), int(c.get("head_dim") or width // heads)
 
 
@@ -108,4 +140,4 @@ class PrefixTuning(Method):
         if workload.checkpointing:
             todo = "Set checkpointing to false: PEFT refuses it, since checkpointed layers use no cache."
             raise Unsupported("prefix tuning with checkpointing", value=True, todo=todo)
-        model.prompt = Prefix(decoder_of(model, self.name))
+        model.prompt = Prefix(model, self.name)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from .. import ops
-from ..families.base import Decoder, Model
+from ..families.base import Model
 from ..tape import FP32, Tensor
 from ..workload import Workload
 from .base import Method, method, trained
-from .prompts import VIRTUAL_TOKENS, EmbeddedPrompt, decoder_of
+from .prompts import VIRTUAL_TOKENS, EmbeddedPrompt, prompt_rows
 
 
 class LearnedPrompt(EmbeddedPrompt):
     """A table [P, D]."""
 
-    def __init__(self, model: Decoder) -> None:
-        super().__init__(model)
-        self.table = trained(model.build, "prompt_encoder.embedding", VIRTUAL_TOKENS, model.embed.shape[-1], dtype=FP32)
+    def __init__(self, model: Model, method: str) -> None:
+        super().__init__(model, method)
+        rows, width = prompt_rows(model), model.embed.shape[-1]
+        self.table = trained(model.build, "prompt_encoder.embedding", rows, width, dtype=FP32)
 
     def encoded(self, numbers: Tensor) -> Tensor:
         """Look the virtual tokens up."""
@@ -33,4 +34,4 @@ class PromptTuning(Method):
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Make the table."""
-        model.prompt = LearnedPrompt(decoder_of(model, self.name))
+        model.prompt = LearnedPrompt(model, self.name)
