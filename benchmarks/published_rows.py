@@ -84,6 +84,11 @@ OPTIMIZERS = {
     "lora-fa": "adamw",  # PEFT's helper: AdamW on the B matrices alone
     "PagedAdamW": "paged-adamw",
 }
+#: What a source that names no exact versions asked for on that day, in its package's pyproject.toml, in the newest
+#: releases of then: fms-acceleration at 00febdc (2024-06-07) has torch>2.2,<2.3, transformers<4.40 and any peft.
+SOFTWARE_OF_THE_DAY = {
+    ("fms-acceleration", "torch 2.2.x"): "torch 2.2.2; transformers 4.39.3; peft 0.11.1",
+}
 _LIBRARIES = {"pytorch": "torch", "bnb": "bitsandbytes", "fa": "flash-attn", "cuda": "cuda"}
 _LIBRARIES |= {name: name for name in ("torch", "transformers", "peft", "bitsandbytes", "trl", "optimum-benchmark")}
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Workload))
@@ -160,12 +165,14 @@ def map_row(row: Row, shapes: Shapes | None = None) -> PublishedRow:
         workload, time, remarks = mapper(row, shapes or {})
         card = "a100-dgx-station" if source == "optimum-benchmark" else re.sub(r" *\(.*\)", "", row["gpu"])
         gpu = find_gpu(card or _unmapped("no card is named"))
-        environment = _environment(row["software"], gpu)
+        environment = _environment(SOFTWARE_OF_THE_DAY.get((source, row["software"]), row["software"]), gpu)
     except Unmapped:
         raise
     except (WhichloraError, ValueError, KeyError, IndexError, TypeError) as error:
         raise Unmapped(str(error)) from error
     relative = row["mem_metric"] == "max_reserved" and source == "peft"
+    if (source, row["software"]) in SOFTWARE_OF_THE_DAY:
+        remarks = (*remarks, "versions: the newest that the source's package of that day asks for")
     return PublishedRow(
         row=row,
         source=source,
@@ -335,6 +342,7 @@ def _fms(row: Row, shapes: Shapes) -> Mapped:
         dropout=0.0 if row["method"] == "full" or (date and date < _FMS_DROPOUT_SINCE) else 0.1,
         reentrant=True,
         clip_grad_norm=1.0,
+        output_kept=False,
     )
     value = row["time_value"]
     time = _per_step(workload.batch_size * seq_len / float(value)) if value else None
@@ -347,7 +355,8 @@ def _optimum(row: Row, shapes: Shapes) -> Mapped:
     value = float(row["time_value"]) if row["time_value"] else None
     if row["phase"] == "train":
         # its backend at that time called PEFT without k-bit preparation
-        workload = _workload(row, shapes, seq_len=int(row["seq_len"]), kbit_preparation=False, clip_grad_norm=1.0)
+        setup = {"kbit_preparation": False, "clip_grad_norm": 1.0, "output_kept": False}
+        workload = _workload(row, shapes, seq_len=int(row["seq_len"]), **setup)
         return workload, _per_step(workload.batch_size / value) if value else None, ()
     prompt, new = _lengths(row["seq_len"])
     # in these versions a forward pass computes the logits of every position
@@ -391,7 +400,13 @@ def _qwen3(row: Row, shapes: Shapes) -> Mapped:
 def _philschmid(row: Row, shapes: Shapes) -> Mapped:
     """TRL on packed samples, bf16 autocast over 4-bit weights, accumulated over 8 batches."""
     steps, accumulated = int(row["n_tokens_or_samples"].split()[0]), int(row["grad_accum"])
-    changes = {"precision": "bf16-mixed", "dropout": 0.05, "reentrant": True, "clip_grad_norm": 0.3}
+    changes = {
+        "precision": "bf16-mixed",
+        "dropout": 0.05,
+        "reentrant": True,
+        "clip_grad_norm": 0.3,
+        "output_kept": False,
+    }
     workload = _workload(row, shapes, seq_len=2048, accumulation=accumulated, **changes)
     seconds = float(row["time_value"])
     time = PublishedTime(seconds=seconds, micro_steps=steps * accumulated, optimizer_steps=steps)

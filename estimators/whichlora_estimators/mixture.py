@@ -34,6 +34,27 @@ def take_rows(x: Tensor, index: Tensor, shape: Shape) -> Tensor:
     return out
 
 
+def add_rows(total: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """Add rows [S, D] to those of `total` [N, D] that integers name, in place (index_add_)."""
+    tape, shape = total.tape, rows.shape
+    out = total.view(*total.shape)
+    tape.launch(2 * rows.bytes + rows.bytes)
+    need_total, need_rows = total.node is not None, rows.node is not None
+
+    def backward(g: Tensor, index: Tensor) -> tuple[Tensor | None, ...]:
+        taken = tape.new(shape, g.dtype) if need_rows else None
+        return g if need_total else None, taken
+
+    tape.record(out, (total, rows), (index,), backward)
+    return out
+
+
+def rows_by_expert(pairs: int, experts: int) -> list[int]:
+    """Return how many of `pairs` rows each expert gets where all get as many."""
+    share, rest = divmod(pairs, experts)
+    return [share + (expert < rest) for expert in range(experts)]
+
+
 def _sort_indices(index: Tensor) -> None:
     """Allocate what index_put_ does with accumulation (aten/src/ATen/native/cuda/Indexing.cu)."""
     new, shape = index.tape.new, index.shape

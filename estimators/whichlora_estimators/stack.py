@@ -42,6 +42,7 @@ SEARCHES_PACKED = "a batch without mask is searched for packing"
 LOGITS_AS_COMPUTED = "logits keep the dtype of the head outside of the loss"
 LABELS_SHIFTED = "labels are shifted, not logits"
 FP32_ADAPTERS = "adapters are fp32 beside 16-bit weights"
+JOINED_EXPERTS = "all experts of a layer are one weight"
 PACKED_ROWS = "4-bit products of several rows read the packed weight"
 
 BEHAVIOURS: Mapping[str, Behaviour] = {
@@ -86,6 +87,12 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
         (4, 49),
         "the loss reads all logits; before, it copied all but the last position's in fp32",
         "loss/loss_utils.py of 4.48.3 and 4.49.0",
+    ),
+    JOINED_EXPERTS: Behaviour(
+        "transformers",
+        (5, 0),
+        "a mixture's experts are one weight of three dimensions; before, linear layers of their own, run one by one",
+        "models/mixtral/modeling_mixtral.py of 4.57.1 and 5.23.0; what bitsandbytes and PEFT take for a layer",
     ),
     DORA_REUSES_RESULT: Behaviour(
         "peft",

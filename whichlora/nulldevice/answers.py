@@ -97,8 +97,35 @@ def _with_routing(forward: Callable[..., Any]) -> Callable[..., Any]:
     return routed
 
 
+def _patch_blocks(module: ModuleType) -> None:
+    """Answer the loop of blocks whose experts are layers of their own (Transformers before 5.0)."""
+    for name in ("MixtralSparseMoeBlock", "Qwen2MoeSparseMoeBlock", "Qwen3MoeSparseMoeBlock"):
+        if name in vars(module):
+            _patch_block(vars(module)[name])
+
+
+def _patch_block(block: Any) -> None:
+    forward = block.forward
+    # from 4.52 on it asks first how many experts are hit
+    asks_first = any(word.startswith("expert_hit") for word in forward.__code__.co_varnames)
+
+    @functools.wraps(forward)
+    def routed(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        if hasattr(self.experts, "__getitem__"):
+            tokens, routing = hidden_states.shape[:-1].numel(), os.environ.get("NULLCUDA_ROUTING", "even")
+            counts = tokens_per_expert(tokens, self.top_k, self.num_experts, routing=routing)
+            rest = [0] * (self.num_experts - len(counts))
+            control.answer_counts([len(counts), *counts] if asks_first else [*counts, *rest])
+        return forward(self, hidden_states, *args, **kwargs)
+
+    block.forward = routed
+
+
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "transformers.generation.stopping_criteria": _patch_stopping_criteria,
     "transformers.generation.utils": _patch_generation,
     "transformers.integrations.moe": _patch_experts,
+    "transformers.models.mixtral.modeling_mixtral": _patch_blocks,
+    "transformers.models.qwen2_moe.modeling_qwen2_moe": _patch_blocks,
+    "transformers.models.qwen3_moe.modeling_qwen3_moe": _patch_blocks,
 }

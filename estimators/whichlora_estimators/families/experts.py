@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from .. import layers, mixture, ops, products
 from ..layers import Build
-from ..tape import Tensor
+from ..stack import JOINED_EXPERTS
+from ..tape import INT64, Tensor
 from .base import Config
 from .llama import Block, GatedMlp
 
@@ -40,14 +41,34 @@ class Router:
         """Return scores [N, E], and weights and places of the chosen experts [N, K]."""
         folding = self.scores.folding()
         scores = products.linear(x, folding.weight())
+        weights, places = self.choose(scores)
+        del folding
+        return scores, weights, places
+
+    def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and places of the chosen experts, [N, K] each."""
         probabilities = mixture.softmax_of_scores(scores, converts_first=self.converts)
         weights, places = mixture.largest(probabilities, self.chosen)
         if self.shared:
             weights = mixture.shares(weights)
         if not self.converts:
             weights = ops.cast(weights, scores.dtype)
-        del folding
-        return scores, weights, places
+        return weights, places
+
+
+class LinearRouter(Router):
+    """The router before transformers 5.0: a linear layer, which quantization packs and adapters find."""
+
+    def __init__(self, c: Config, build: Build, experts: int, *, shared: bool, module: str) -> None:
+        self.gate = build.linear(f"{module}.gate", c.count("hidden_size"), experts)
+        self.chosen = c.count("num_experts_per_tok")
+        self.converts, self.shared = False, shared
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores [N, E], and weights and places of the chosen experts [N, K]."""
+        scores = self.gate(x)
+        weights, places = self.choose(scores)
+        return scores, ops.cast(weights, x.dtype), places
 
 
 class Experts:
@@ -90,16 +111,69 @@ class Experts:
         return ops.mul(self.activation(gate), up)
 
 
+class SingleExperts:
+    """Experts as they were before transformers 5.0: three linear layers each, and each expert runs on its own tokens.
+
+    Tokens are taken to spread evenly: what one expert holds at a time, and the peak of a block, depends on it.
+    """
+
+    def __init__(
+        self, c: Config, build: Build, experts: int, inner: int, *, module: str, names: tuple[str, str, str]
+    ) -> None:
+        width = c.count("hidden_size")
+        sizes = {names[0]: (width, inner), names[1]: (width, inner), names[2]: (inner, width)}
+        self.layers = [
+            {name: build.linear(f"{module}.experts.{index}.{name}", *sizes[name]) for name in sorted(names, key=_order)}
+            for index in range(experts)
+        ]
+        self.gate, self.up, self.down = names
+        self.activation = layers.find_activation(c.get("hidden_act", "silu"))
+
+    def __call__(self, x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        """Map [N, D] to [N, D]."""
+        tape = x.tape
+        total = tape.new(x.shape, x.dtype)
+        mask = tape.new((*places.shape, len(self.layers)), INT64)
+        for expert, count in zip(self.layers, mixture.rows_by_expert(places.numel, len(self.layers)), strict=True):
+            if not count:
+                continue
+            index = tape.new((2, count), INT64)
+            rows = mixture.take_rows(x, index, (count, x.shape[1]))
+            out = self._run(expert, rows)
+            out = ops.mul(out, mixture.take_rows(weights, index, (count, 1)))
+            total = mixture.add_rows(total, ops.cast(out, x.dtype), index)
+        del mask
+        return total
+
+    def _run(self, expert: dict[str, layers.Linear], x: Tensor) -> Tensor:
+        gated = self.activation(expert[self.gate](x))
+        return expert[self.down](ops.mul(gated, expert[self.up](x)))
+
+
+def _order(name: str) -> str:
+    """Sort Mixtral's names by their number, Qwen's as they stand: gate, up, down."""
+    return {"gate_proj": "1", "up_proj": "2", "down_proj": "3"}.get(name, name)
+
+
 class Mixture:
     """A router and its experts, with Qwen 2's expert for all tokens where there is one."""
 
     def __init__(self, c: Config, build: Build) -> None:
         self.router, self.experts = self.make(c, build)
 
-    def make(self, c: Config, build: Build) -> tuple[Router, Experts]:
+    def make(self, c: Config, build: Build) -> tuple[Router, Experts | SingleExperts]:
         """Make router and experts in the order of Qwen 3."""
+        if not build.tape.stack.does(JOINED_EXPERTS):
+            return self.make_single(c, build)
         experts = self.make_experts(c, build)
         return self.make_router(c, build), experts
+
+    def make_single(self, c: Config, build: Build) -> tuple[Router, SingleExperts]:
+        """Make Qwen's router and experts of before transformers 5.0."""
+        count, inner = c.count("num_experts"), c.count("moe_intermediate_size")
+        router = LinearRouter(c, build, count, shared=c.flag("norm_topk_prob"), module="mlp")
+        names = "gate_proj", "up_proj", "down_proj"
+        return router, SingleExperts(c, build, count, inner, module="mlp", names=names)
 
     def make_router(self, c: Config, build: Build) -> Router:
         """Make Qwen's router."""
@@ -121,9 +195,13 @@ class Mixture:
 class SharedMixture(Mixture):
     """Qwen 2: one more expert takes all tokens, weighted by a gate of its own."""
 
-    def make(self, c: Config, build: Build) -> tuple[Router, Experts]:
+    def make(self, c: Config, build: Build) -> tuple[Router, Experts | SingleExperts]:
         """Make the router first, and the shared expert behind the others."""
-        made = self.make_router(c, build), self.make_experts(c, build)
+        made: tuple[Router, Experts | SingleExperts]
+        if build.tape.stack.does(JOINED_EXPERTS):
+            made = self.make_router(c, build), self.make_experts(c, build)
+        else:
+            made = self.make_single(c, build)
         self.shared = GatedMlp(c, build, name="mlp.shared_expert", inner_key="shared_expert_intermediate_size")
         self.gate = build.linear("mlp.shared_expert_gate", c.count("hidden_size"), 1)
         return made

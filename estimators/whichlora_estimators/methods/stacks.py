@@ -28,6 +28,7 @@ def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[t
     names = model.stack_names
     if (
         not names
+        or not model.build.stacks  # layers of their own, before transformers 5.0
         or workload.targets is None
         or (isinstance(workload.targets, str) and workload.targets != "all-linear")
     ):
