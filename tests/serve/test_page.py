@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, server: Running) -> Iterator[Any]:
-    """A page whose console must stay quiet and whose requests must all go to the server."""
+    """Open a page whose console must stay quiet and whose requests must all go to the server."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, permissions=["clipboard-read"])
     problems: list[str] = []
     found = context.new_page()

@@ -47,6 +47,17 @@ _TYPES: dict[str, Any] = {
 _HINTS = get_type_hints(Workload)
 
 
+_MEASUREMENT: dict[str, Any] = {
+    "evidence": "measured",
+    "device": "cuda",
+    "outcome": "ok",
+    "measured_at": "2026-03-01T12:00:00.000000Z",
+    "workload": {"model": "example/model", "config": {"hidden_size": 64}, "batch_size": 2},
+    "environment": {"gpu": "rtx-4090", "versions": {"torch": "2.14.1"}},
+    "allocated_peak_bytes": 5_000_000_000,
+}
+
+
 class Strict(BaseModel):
     """Refuses keys that it does not know and values of other types."""
 
@@ -65,6 +76,8 @@ def _field(field: dataclasses.Field[Any]) -> tuple[Any, Any]:
         return kind, None
     if field.default_factory is not dataclasses.MISSING:
         return kind, Field(default_factory=field.default_factory)
+    if isinstance(field.default, tuple):
+        return kind, list(field.default)
     return kind, ... if field.default is dataclasses.MISSING else field.default
 
 
@@ -286,6 +299,7 @@ class Measurements(BaseModel):
 class Submit(Strict):
     """Measurements in their JSON form (`whichlora profiles show --json`); names of hosts and users are dropped."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"measurements": [_MEASUREMENT]}]})
     measurements: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_MEASUREMENTS)]
 
 
