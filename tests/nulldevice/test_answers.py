@@ -29,24 +29,24 @@ def answers():
 """
 
 
-def test_all_is_a_setting_and_nothing_is_special(on_null: Callable[..., Any]) -> None:
+def test_all_is_a_setting_and_nothing_is_special(on_torch: Callable[..., Any]) -> None:
     """All of them: as set. Any of them, NaN, equal, less: no, whatever is set."""
     program = QUESTIONS + "result['set'] = answers(); control.set_bool(False); result['unset'] = answers()"
-    assert on_null(program).result == {"set": ["all", "all_equal", "all_of_bools", "one_all"], "unset": []}
-    assert on_null(QUESTIONS + "result['unset'] = answers()", bool_read=False).result == {"unset": []}
+    assert on_torch(program).result == {"set": ["all", "all_equal", "all_of_bools", "one_all"], "unset": []}
+    assert on_torch(QUESTIONS + "result['unset'] = answers()", bool_read=False).result == {"unset": []}
 
 
-def test_numbers_are_zero(on_null: Callable[..., Any]) -> None:
+def test_numbers_are_zero(on_torch: Callable[..., Any]) -> None:
     """Numbers and tensors that are read back are zeros, whatever was put there."""
     program = """
 import torch
 ones = torch.ones(2, 8, device="cuda")
 result["read"] = ones.sum().item(), ones[0].tolist(), ones.t().cpu().sum().item(), torch.tensor([5]).cuda().item()
 """
-    assert on_null(program).result == {"read": [0.0, [0.0] * 8, 0.0, 0]}
+    assert on_torch(program).result == {"read": [0.0, [0.0] * 8, 0.0, 0]}
 
 
-def test_a_boolean_selection_selects_everything(on_null: Callable[..., Any]) -> None:
+def test_a_boolean_selection_selects_everything(on_torch: Callable[..., Any]) -> None:
     """A mask selects all of its elements, few or many; a size that is not known is 0, and told of once."""
     program = """
 import torch
@@ -56,12 +56,12 @@ for n in (10, 5000, 10**6):
 result["unique"] = len(torch.unique(x))
 torch.unique(x)
 """
-    ran = on_null(program)
+    ran = on_torch(program)
     assert ran.result == {"10": [10, 10], "5000": [5000, 5000], "1000000": [10**6, 10**6], "unique": 0}
     assert ran.stderr.count("a size was read back as 0") == 1
 
 
-def test_gradients_are_finite_and_never_clipped_away(on_null: Callable[..., Any]) -> None:
+def test_gradients_are_finite_and_never_clipped_away(on_torch: Callable[..., Any]) -> None:
     """A scaled step with clipping that refuses NaN runs: the scaler finds nothing infinite and skips no step."""
     program = """
 import torch
@@ -76,7 +76,7 @@ scaler.step(optimizer)
 scaler.update()
 result["stepped"] = len(optimizer.state) == 2
 """
-    assert on_null(program).result == {"stepped": True}
+    assert on_torch(program).result == {"stepped": True}
 
 
 GENERATE = """
@@ -103,10 +103,10 @@ for setting in (True, False):
 """
 
 
-def test_generation_ends_at_its_limit(on_null: Callable[..., Any]) -> None:
+def test_generation_ends_at_its_limit(on_torch: Callable[..., Any]) -> None:
     """HF `generate` makes exactly as many steps as it may, with padding or without, greedy, sampling or with beams."""
     expected = {"greedy": [7, 12], "again": [3, 8], "sampling": [4, 9], "beams": 6}
-    assert on_null(GENERATE).result == {"True": expected, "False": expected}
+    assert on_torch(GENERATE).result == {"True": expected, "False": expected}
 
 
 EXPERTS = """
@@ -132,11 +132,11 @@ for routing in (os.environ["NULLCUDA_ROUTING"], "skewed"):
 """
 
 
-def test_experts_get_the_tokens_that_a_routing_gives_them(on_null: Callable[..., Any]) -> None:
+def test_experts_get_the_tokens_that_a_routing_gives_them(on_torch: Callable[..., Any]) -> None:
     """An expert loop sees an even routing by default and a skewed one on demand: 50 tokens, 2 of 6 experts for each."""
     if int(metadata.version("transformers").split(".")[0]) < 5:
         pytest.skip("the loop over experts has one place since Transformers 5")
-    assert on_null(EXPERTS).result == {"even": [17, 17, 17, 17, 16, 16], "skewed": [50, 50]}
+    assert on_torch(EXPERTS).result == {"even": [17, 17, 17, 17, 16, 16], "skewed": [50, 50]}
 
 
 @pytest.mark.parametrize("routing", ["even", "skewed"])

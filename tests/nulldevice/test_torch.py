@@ -15,7 +15,7 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def filled(on_null: Callable[..., Any]) -> Any:
+def filled(on_torch: Callable[..., Any]) -> Any:
     """Return what a program saw that fills a card of 16 GiB in pieces of half a GiB."""
     program = """
 import torch
@@ -33,7 +33,7 @@ del held
 torch.cuda.empty_cache()
 result["after"] = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[0], control.used_bytes()
 """
-    return on_null(program, card("8.9", gib=16)).result
+    return on_torch(program, card("8.9", gib=16)).result
 
 
 def test_pytorch_runs_out_at_the_card_s_size(filled: Any) -> None:
@@ -51,7 +51,7 @@ def test_reserved_is_what_the_device_gave(filled: Any) -> None:
     assert filled["after"] == [0, 16 * GIB, 0]
 
 
-def test_fragmentation_runs_out_and_expandable_segments_do_not(on_null: Callable[..., Any]) -> None:
+def test_fragmentation_runs_out_and_expandable_segments_do_not(on_torch: Callable[..., Any]) -> None:
     """Half a split segment cannot serve a larger block, unless segments expand: the allocator is PyTorch's own."""
     program = """
 import torch
@@ -70,8 +70,8 @@ except torch.OutOfMemoryError:
 result["same"] = torch.cuda.memory_reserved() == control.used_bytes()
 """
     two_gib = card("8.0", gib=2)
-    assert on_null(program, two_gib, alloc_conf="").result == {"fits": False, "same": True}
-    assert on_null(program, two_gib, alloc_conf="expandable_segments:True").result == {"fits": True, "same": True}
+    assert on_torch(program, two_gib, alloc_conf="").result == {"fits": False, "same": True}
+    assert on_torch(program, two_gib, alloc_conf="expandable_segments:True").result == {"fits": True, "same": True}
 
 
 def test_the_driver_s_own_pool_fails_by_name(on_null: Callable[..., Any]) -> None:
@@ -87,7 +87,7 @@ torch.zeros(1, device="cuda")
     assert "cudaDeviceGetDefaultMemPool is not implemented" in ran.stderr
 
 
-def test_streams_events_and_graphs(on_null: Callable[..., Any]) -> None:
+def test_streams_events_and_graphs(on_torch: Callable[..., Any]) -> None:
     """Events are reached at once and in order, pinned tensors say so, and a captured graph has a pool of its own."""
     program = """
 import torch
@@ -108,18 +108,18 @@ torch.cuda.synchronize()
 pools = {tuple(segment["segment_pool_id"]) for segment in torch.cuda.memory._snapshot()["segments"]}
 result["pools"] = len(pools) > 1 and product.shape == (1024, 1024)
 """
-    assert on_null(program).result == {"reached": True, "pinned": [True, False], "pools": True}
+    assert on_torch(program).result == {"reached": True, "pinned": [True, False], "pools": True}
 
 
 @pytest.fixture(scope="module")
-def built_for(on_null: Callable[..., Any]) -> Any:
+def built_for(on_torch: Callable[..., Any]) -> Any:
     """Return the architectures that PyTorch's build has code for, as PyTorch names them."""
-    return on_null("import torch; result['built'] = torch.cuda.get_arch_list()").result["built"]
+    return on_torch("import torch; result['built'] = torch.cuda.get_arch_list()").result["built"]
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"])
 def test_attention_and_sorting_run_on_every_capability(
-    on_null: Callable[..., Any], built_for: list[str], capability: str
+    on_torch: Callable[..., Any], built_for: list[str], capability: str
 ) -> None:
     """From 7.5 to 12.0 the card is the one asked for, attention runs both ways, and from 8.0 on it is flash."""
     program = """
@@ -133,7 +133,7 @@ result["kernel"] = "Flash" in out.grad_fn.name()
 result["card"] = properties.name, torch.cuda.get_device_capability(), properties.multi_processor_count
 result["cudnn"] = torch.backends.cudnn.version() > 0
 """
-    ran = on_null(program, card(capability))
+    ran = on_torch(program, card(capability))
     major, minor = map(int, capability.split("."))
     if "no kernel image" in ran.stderr and not any(code.startswith(f"sm_{major}") for code in built_for):
         pytest.skip("this build of PyTorch has no code for it")
@@ -141,7 +141,27 @@ result["cudnn"] = torch.backends.cudnn.version() > 0
     assert "not implemented" not in ran.stderr
 
 
-def test_a_card_that_pytorch_was_not_built_for_runs_nothing(on_null: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("capability", ["9.0", "10.0"])
+def test_cudnn_attention_is_told_and_not_preferred(on_torch: Callable[..., Any], capability: str) -> None:
+    """Where PyTorch would prefer cuDNN's attention flash runs; asked for by name, cuDNN fails with the call's name."""
+    program = """
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+query = torch.zeros(2, 4, 128, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+attend = torch.nn.functional.scaled_dot_product_attention
+result["chosen"] = "Flash" in attend(query, query, query).grad_fn.name()
+try:
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        attend(query, query, query)
+except RuntimeError:
+    result["asked"] = "raised"
+"""
+    ran = on_torch(program, card(capability))
+    assert ran.result == {"chosen": True, "asked": "raised"}
+    assert "null device: cudnn" in ran.stderr
+
+
+def test_a_card_that_pytorch_was_not_built_for_runs_nothing(on_torch: Callable[..., Any]) -> None:
     """Where PyTorch's build has no code for a card, its kernels fail as they would there; others of the build run."""
     program = """
 import torch
@@ -156,11 +176,11 @@ except RuntimeError as error:
     result["runs"] = "no kernel image" not in str(error)
 """
     for capability in ("7.0", "12.1"):
-        seen = on_null(program, card(capability)).result
+        seen = on_torch(program, card(capability)).result
         assert seen["runs"] == seen["built"], capability
 
 
-def test_convolutions_fail_by_name(on_null: Callable[..., Any]) -> None:
+def test_convolutions_fail_by_name(on_torch: Callable[..., Any]) -> None:
     """What needs cuDNN raises in PyTorch, and the missing function's name is on stderr and kept."""
     program = """
 import torch
@@ -171,13 +191,13 @@ except RuntimeError:
     result["raised"] = True
 result["missing"] = control.last_missing()[:5]
 """
-    ran = on_null(program)
+    ran = on_torch(program)
     assert ran.result == {"raised": True, "missing": "cudnn"}
     assert "null device: cudnn" in ran.stderr
 
 
 @pytest.mark.parametrize(("visible", "devices"), [("2,3", 1), ("", 0)])
-def test_a_script_may_choose_its_card(on_null: Callable[..., Any], visible: str, devices: int) -> None:
+def test_a_script_may_choose_its_card(on_torch: Callable[..., Any], visible: str, devices: int) -> None:
     """A script that sets CUDA_VISIBLE_DEVICES finds one card whichever it names, and none if it names none."""
     program = f"""
 import os
@@ -185,10 +205,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "{visible}"
 import torch
 result["devices"], result["available"] = torch.cuda.device_count(), torch.cuda.is_available()
 """
-    assert on_null(program).result == {"devices": devices, "available": devices == 1}
+    assert on_torch(program).result == {"devices": devices, "available": devices == 1}
 
 
-def test_compiled_functions_run(on_null: Callable[..., Any], tmp_path: Any) -> None:
+def test_compiled_functions_run(on_torch: Callable[..., Any], tmp_path: Any) -> None:
     """torch.compile makes Triton kernels for the card, launches them without effect, and their outputs take memory."""
     needs("triton")
     program = """
@@ -201,5 +221,5 @@ result["bytes"] = torch.cuda.memory_allocated() - before
 """
     extra = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "TRITON_CACHE_DIR": str(tmp_path / "triton")}
     extra |= {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    assert on_null(program, card("8.6"), extra=extra).result == {"bytes": 4 * 2**20}
+    assert on_torch(program, card("8.6"), extra=extra).result == {"bytes": 4 * 2**20}
     assert list((tmp_path / "triton").rglob("*.cubin"))

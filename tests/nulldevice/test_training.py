@@ -35,7 +35,7 @@ def step(model, optimizer):
 
 
 @pytest.fixture(scope="module")
-def lora(on_null: Callable[..., Any]) -> list[dict[str, Any]]:
+def lora(on_torch: Callable[..., Any]) -> list[dict[str, Any]]:
     """Return what two processes saw that trained one LoRA step each."""
     needs("peft")
     program = f"""{MODEL}
@@ -51,7 +51,7 @@ result["workspace"] = torch.cuda.memory_allocated() - result["weights"][0] - 3 *
 result["peak_over_rest"] = (result["peak"] - torch.cuda.memory_allocated()) / (2 * 256 * 32000)
 result["device"] = control.peak_bytes()
 """
-    return [on_null(program).result for _ in range(2)]
+    return [on_torch(program).result for _ in range(2)]
 
 
 def test_a_lora_step_takes_what_its_tensors_take(lora: Any) -> None:
@@ -69,7 +69,7 @@ def test_a_second_run_takes_the_same_bytes(lora: Any) -> None:
     assert lora[0]["device"] == lora[0]["reserved"]
 
 
-def test_a_step_that_does_not_fit_raises(on_null: Callable[..., Any]) -> None:
+def test_a_step_that_does_not_fit_raises(on_torch: Callable[..., Any]) -> None:
     """Training that needs more than the card is out of memory in the step, and fits a card of twice the size."""
     program = """
 import torch
@@ -82,13 +82,13 @@ try:
 except torch.OutOfMemoryError:
     result["fits"] = False
 """
-    small, large = (on_null(program, card(gib=gib)).result for gib in (1, 2))
+    small, large = (on_torch(program, card(gib=gib)).result for gib in (1, 2))
     assert small == {"weights": 6 * 4 * 4096**2, "fits": False}
     assert large == {"weights": 6 * 4 * 4096**2, "fits": True}
 
 
 @pytest.fixture(scope="module")
-def bits(on_null: Callable[..., Any]) -> Any:
+def bits(on_torch: Callable[..., Any]) -> Any:
     """Return what bitsandbytes' layers and optimizers took."""
     needs("bitsandbytes")
     program = """
@@ -121,7 +121,7 @@ result["double"] = taken(lambda: four(compress_statistics=True))
 result["int8"] = taken(eight)
 result["adamw8bit"], result["paged"] = state(bnb.optim.AdamW8bit), state(bnb.optim.PagedAdamW)
 """
-    return on_null(program).result
+    return on_torch(program).result
 
 
 def test_bitsandbytes_layers_take_their_bits(bits: Any) -> None:
@@ -139,7 +139,7 @@ def test_optimizer_state_lies_where_it_should(bits: Any) -> None:
     assert bits["paged"] == [pytest.approx(0, abs=1 << 16), 8 * parameters]
 
 
-def test_a_qlora_script_from_loading_to_the_step(on_null: Callable[..., Any], tmp_path: Any) -> None:
+def test_a_qlora_script_from_loading_to_the_step(on_torch: Callable[..., Any], tmp_path: Any) -> None:
     """`from_pretrained` of a phantom in 4 bits, k-bit preparation, LoRA and a paged 8-bit optimizer train a step."""
     needs("bitsandbytes", "peft", "accelerate")
     program = f"""{MODEL}
@@ -161,7 +161,7 @@ model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules="all-line
 optimizer = bnb.optim.PagedAdamW8bit([p for p in model.parameters() if p.requires_grad])
 result["peak"] = step(model, optimizer) > 0
 """
-    seen = on_null(program).result
+    seen = on_torch(program).result
     assert seen["plain"][0] == pytest.approx(seen["plain"][1], abs=2 * MIB)
     assert seen["four_bit"] == pytest.approx(1, abs=0.02)
     assert seen["peak"]

@@ -82,9 +82,9 @@ def test_workers_work_at_a_time(tmp_path: Path) -> None:
 
 def test_a_worker_that_never_starts_is_an_error(tmp_path: Path) -> None:
     """What it said is in the error: there is nothing to go on with."""
-    with pool(tmp_path, program="raise SystemExit('no such thing')") as made:
-        with pytest.raises(WhichloraError, match="no such thing"):
-            list(made.answers([(0, {})]))
+    broken = pool(tmp_path, program="raise SystemExit('no such thing')")
+    with broken, pytest.raises(WhichloraError, match="no such thing"):
+        list(broken.answers([(0, {})]))
 
 
 def test_who_stops_asking_leaves_nobody(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_every_optimizer_and_precision_trains(seen: Mapping[str, Rehearsal]) -> 
         )
         assert (each.weights_bytes or 0) < (each.model_bytes or 0) < (each.allocated_peak_bytes or 0)
     moments = 2 * 4 * (seen["paged-full"].trainable_params or 0)
-    assert 0.9 * moments < (seen["paged-full"].managed_peak_bytes or 0) <= 1.1 * moments
+    assert 0.9 * moments < (seen["paged-full"].managed_peak_bytes or 0) < 3 * moments  # in pages of 2 MiB
     assert seen["adamw"].managed_peak_bytes == 0
 
 

@@ -79,16 +79,25 @@ class CudaRecorder(Recorder):
 
 
 class HostRecorder(Recorder):
-    """Knows the phases but none of PyTorch's counters, which the host has not; keeps the process's resident peak."""
+    """Knows the phases but none of PyTorch's counters, which the host has not; keeps the process's resident peak.
+
+    `files_bytes` of files, libraries most of all, are what its parent had mapped when it forked: the copy only counts
+    those that it has touched since, so that the rest is added.
+    """
 
     device = "cpu"
+
+    def __init__(self, *, files_bytes: int = 0) -> None:
+        super().__init__()
+        self._files_bytes = files_bytes
 
     def count_allocated(self, name: str) -> None:
         """PyTorch does not count what it allocates on the host."""
 
     def count_process(self) -> None:
         """Keep the most memory that the process has had so far."""
-        self.counts["process_bytes"] = resident_peak_bytes()
+        untouched_bytes = max(0, self._files_bytes - resident_files_bytes())
+        self.counts["process_bytes"] = resident_peak_bytes() + untouched_bytes
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -103,12 +112,23 @@ def resident_peak_bytes() -> int:
 
     Source: VmHWM of /proc/self/status; elsewhere getrusage(2), whose peak includes what a parent had when it forked.
     """
-    status = Path(f"/proc/{os.getpid()}/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"))
-        if found:
-            return int(found[1]) * 1024
+    seen = _status("VmHWM")
+    if seen is not None:
+        return seen
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+
+
+def resident_files_bytes() -> int:
+    """Return the bytes of files that this process has mapped and touched (RssFile); 0 where that is not told."""
+    return _status("RssFile") or 0
+
+
+def _status(field: str) -> int | None:
+    """Return a field of this process's /proc/…/status in bytes, None where there is none."""
+    status = Path(f"/proc/{os.getpid()}/status")
+    text = status.read_text(encoding="ascii", errors="replace") if status.exists() else ""
+    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
