@@ -13,7 +13,6 @@ from functools import partial
 from typing import ClassVar
 
 from .. import attention, layers, ops
-from ..errors import Unsupported
 from ..layers import Build, token_ids
 from ..tape import BOOL, FP16, FP32, INT64, LOGITS_AND_LOSS, Dtype, Tensor
 from ..workload import Workload
@@ -235,9 +234,15 @@ class Block:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Map [B, T, D], and the encoder's [B, S, D], to [B, T, D]; the biases go out too."""
         x, bias, weights = self._attended(x, shared.mask, bias, context)
+        if x.dtype is FP16:
+            x = _clamped(x)
         if self.cross is not None and states is not None:
             x, cross_bias, weights = self._crossed(x, states, shared.cross_mask, cross_bias, context)
+            if x.dtype is FP16:
+                x = _clamped(x)
         x = self._fed(x)
+        if x.dtype is FP16:
+            x = _clamped(x)
         del weights  # held to the end, as in the real one
         return x, bias, cross_bias
 
@@ -263,6 +268,31 @@ class Block:
         fed = self.mlp_norm(x)
         fed = self.mlp(fed)
         return ops.add(x, ops.dropout(fed, self.dropout))
+
+
+def _clamped(x: Tensor) -> Tensor:
+    """Clamp to what fp16 holds, a little less where something is infinite; which elements were clamped is found again."""
+    tape, shape = x.tape, x.shape
+    absolute, infinite = ops.empty_like(x), tape.new(shape, BOOL)
+    tape.launch(3 * x.bytes + infinite.bytes)
+    del absolute, infinite
+    out = ops.empty_like(x)
+    tape.launch(2 * x.bytes)
+
+    def backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+        equal = [tape.new(shape, BOOL) for _ in range(3)]  # to a bound, by both of them, and either
+        tied = tape.new(shape, BOOL)
+        del equal
+        compared = [tape.new(shape, BOOL) for _ in range(2)]
+        outside = tape.new(shape, BOOL)
+        del compared
+        halved, grad = ops.empty_like(g), ops.empty_like(g)
+        tape.launch(2 * x.bytes + 4 * g.bytes)
+        del halved, outside, tied
+        return (grad,)
+
+    tape.record(out, (x,), (x,), backward)
+    return out
 
 
 class Stack:
@@ -345,9 +375,6 @@ class T5(Model):
 
     def make(self, c: Config, build: Build) -> None:
         """Allocate the shared embedding, encoder and decoder."""
-        if build.dtype is FP16:
-            todo = "Choose bf16-true, bf16-mixed or fp32: in fp16 its blocks clamp, which is not modelled."
-            raise Unsupported("T5 in fp16", value="fp16-true", todo=todo)
         c.default("num_decoder_layers", c.get("num_layers"))
         self.scaled = self.scales and c.get("tie_word_embeddings", True) is not False
         self.embed = build.parameter("shared.weight", c.count("vocab_size"), c.count("d_model"))
