@@ -76,7 +76,7 @@ def test_stores_converge_over_links_that_break(networks: dict[str, str], tmp_pat
     stores = {name: open_store(tmp_path / f"{name}.duckdb") for name in NAMES[1:]}
     for number, (name, store) in enumerate(stores.items()):
         store.add(measured(name, each, ("rtx-4090", "a100-sxm-80gb")[number]) for each in range(2000))
-    hub = within(networks["hub"], "serve", "--db", str(served), "--host", "0.0.0.0", "--jobs", "1")  # noqa: S104
+    hub = within(networks["hub"], "serve", "--db", str(served), "--host", "0.0.0.0", "--jobs", "1")
     try:
         _await(networks["one"], "10.77.1.1")
         slow = (

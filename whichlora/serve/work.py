@@ -18,12 +18,18 @@ from typing import Any
 from whichlora_calibration.current import current_correction
 from whichlora_estimators.errors import BadValue, WhichloraError
 
-#: Answers that are kept, and requests that may wait.
+#: Answers that are kept, and different requests that may wait.
 KEPT, MOST_WAITING = 20_000, 512
+#: How often a computation is begun whose process another one's request ended.
+TRIES = 3
 #: Batch sizes that a page shows.
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 #: What a config from outside may hold: a few layers more than any model has.
 MOST_LAYERS, MOST_CONFIG_BYTES, MOST_NUMBER = 512, 1 << 16, 1 << 31
+
+
+_Key = tuple[str, str, str]
+Found = dict[str, Any]
 
 
 class Busy(WhichloraError):
@@ -48,54 +54,73 @@ class Workers:
 
     def __init__(self, *, jobs: int, limit_s: float) -> None:
         self._jobs, self._limit_s = jobs, limit_s
-        self._kept: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
-        self._waiting = 0
+        self._kept: OrderedDict[_Key, Found] = OrderedDict()
+        self._under_way: dict[_Key, asyncio.Task[Found]] = {}
+        self._free = asyncio.Semaphore(jobs)
         self._pool = self._new_pool()
         self.hits = self.misses = 0
 
     def close(self) -> None:
         """End the processes."""
+        for task in self._under_way.values():
+            task.cancel()
         _end(self._pool)
 
-    def known(self, name: str, request: str) -> Any:
-        """Return what was found for a request, None if nothing was."""
-        key = (name, request, correction_version())
+    async def call(self, work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
+        """Have a function of this module work on JSON fields. Raises Refused for what it refuses, and Busy.
+
+        Who asks what somebody else is waiting for waits for the same answer.
+        """
+        key = (work.__name__, json.dumps(fields, sort_keys=True), correction_version())
         found = self._kept.get(key)
-        if found is not None:
+        if found is None:
+            task = self._under_way.get(key) or self._begin(key, work, fields)
+            found = await asyncio.shield(task)  # others may wait for it when this one's link is cut
+        else:
             self._kept.move_to_end(key)
             self.hits += 1
-        return found
-
-    async def call(self, work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
-        """Have a function of this module work on JSON fields. Raises Refused for what it refuses, and Busy."""
-        request = json.dumps(fields, sort_keys=True)
-        found = self.known(work.__name__, request)
-        if found is None:
-            found = await self._compute(work, fields)
-            self.misses += 1
-            self._kept[work.__name__, request, correction_version()] = found
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
         if "error" in found:
             error = found["error"]
-            raise Refused(error["what"], value=_Shown(error["value"]), todo=error["todo"])
+            raise Refused(error["what"], value=_shown(error["value"]), todo=error["todo"])
         return found["found"]
 
-    async def _compute(self, work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
-        if self._waiting >= MOST_WAITING:
+    def _begin(self, key: _Key, work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> asyncio.Task[Found]:
+        if len(self._under_way) >= MOST_WAITING:
             raise Busy
-        self._waiting += 1
-        pool = self._pool
-        try:
-            running = asyncio.get_running_loop().run_in_executor(pool, _guarded, work, fields)
-            return await asyncio.wait_for(running, self._limit_s)
-        except (asyncio.TimeoutError, BrokenProcessPool):
-            if pool is self._pool:
-                self._pool = self._new_pool()
-                await asyncio.to_thread(_end, pool)
-            raise Busy(f"no answer within {self._limit_s:g} s") from None
-        finally:
-            self._waiting -= 1
+        self.misses += 1
+        task = asyncio.create_task(self._compute(key, work, fields))
+        self._under_way[key] = task
+        task.add_done_callback(lambda done: (self._under_way.pop(key, None), done.cancelled() or done.exception()))
+        return task
+
+    async def _compute(self, key: _Key, work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Found:
+        """Compute when a process is free; the time limit counts from then on."""
+        async with self._free:
+            for _ in range(TRIES):
+                pool = self._pool
+                try:
+                    running = asyncio.get_running_loop().run_in_executor(pool, _guarded, work, fields)
+                    found = await asyncio.wait_for(running, self._limit_s)
+                except asyncio.TimeoutError:
+                    await self._replace(pool)
+                    raise Busy(f"no answer within {self._limit_s:g} s") from None
+                except BrokenProcessPool:  # another one's request ended it, or this one did
+                    await self._replace(pool)
+                else:
+                    self._keep(key, found)
+                    return found
+        raise Busy("the prediction broke off")
+
+    def _keep(self, key: _Key, found: Found) -> None:
+        self._kept[key] = found
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+
+    async def _replace(self, pool: ProcessPoolExecutor) -> None:
+        """Put new processes in the place of `pool`, unless somebody has."""
+        if pool is self._pool:
+            self._pool = self._new_pool()
+            await asyncio.to_thread(_end, pool)
 
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(self._jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_warm)
@@ -104,11 +129,15 @@ class Workers:
 class _Shown:
     """A value that a worker showed already."""
 
-    def __init__(self, text: str | None) -> None:
+    def __init__(self, text: str) -> None:
         self.text = text
 
     def __repr__(self) -> str:
-        return self.text or ""
+        return self.text
+
+
+def _shown(text: str | None) -> _Shown | None:
+    return None if text is None else _Shown(text)
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
