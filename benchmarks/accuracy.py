@@ -57,17 +57,17 @@ class Case:
     @property
     def allocated_error(self) -> float:
         """Estimated over measured allocated peak, less one."""
-        return self.found.allocated_peak_bytes / self.truth["allocated_peak_bytes"] - 1
+        return self.found.allocated_peak_bytes / int(self.truth["allocated_peak_bytes"]) - 1
 
     @property
     def reserved_error(self) -> float:
         """Estimated over measured reserved peak, less one."""
-        return self.found.reserved_peak_bytes / self.truth["reserved_peak_bytes"] - 1
+        return self.found.reserved_peak_bytes / int(self.truth["reserved_peak_bytes"]) - 1
 
     @property
     def trainable_equal(self) -> bool:
         """Whether the counts of trainable parameters agree."""
-        return self.found.trainable_params == self.truth.get("trainable_params", 0)
+        return self.found.trainable_params == int(self.truth.get("trainable_params", 0))
 
 
 def main() -> None:

@@ -54,16 +54,17 @@ def _optimizer(method: str, model: Any) -> torch.optim.Optimizer:
 
 def main(method: str) -> None:
     """Train and print the median step."""
+    config: Any = transformers.LlamaConfig(**SHAPE)  # type: ignore[arg-type]
     with torch.device("cuda"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(
-            transformers.LlamaConfig(**SHAPE), dtype=torch.bfloat16
+        model: Any = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.bfloat16
         )
     model = model if method == "full" else peft.get_peft_model(model, _config(method))
     optimizer = _optimizer(method, model)
     ids = torch.zeros(BATCH, TOKENS, dtype=torch.long, device="cuda")
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(STEPS + 1)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(STEPS + 1)]  # type: ignore[no-untyped-call]
     for event in events:
         event.record()
         output = model(input_ids=ids, attention_mask=mask, labels=ids)

@@ -172,7 +172,7 @@ def _likeness(one: Workload, other: Workload) -> float:
         for name in lengths
     ]
     same = [(one.method, one.quantization) == (other.method, other.quantization), one.config == other.config]
-    return _LIKENESS ** sum((*near, *same))
+    return float(_LIKENESS ** sum((*near, *same)))
 
 
 def _kind(one: Compared) -> tuple[str, ...]:

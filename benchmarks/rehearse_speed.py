@@ -28,7 +28,7 @@ def workloads(count: int) -> list[Workload]:
     shapes = [load_model(name, offline=True) for name in MODELS]
     pairs = [(shape, setup) for setup in SETUPS for shape in shapes]
     chosen = [(*pairs[number % len(pairs)], 512 * (1 + number // len(pairs))) for number in range(count)]
-    return [Workload(model=s.name, config=s.config, seq_len=tokens, **setup) for s, setup, tokens in chosen]  # type: ignore[arg-type]
+    return [Workload(model=s.name, config=s.config, seq_len=tokens, **setup) for s, setup, tokens in chosen]
 
 
 def main() -> None:

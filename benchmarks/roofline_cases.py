@@ -57,8 +57,10 @@ class Case:
 
     def predicted_s(self, constants: RooflineConstants) -> float:
         """Predict it as the library does."""
-        known = {"constants": constants, "recording": self.recording}
-        times = [(count, lane_times(kernels, self.gpu, **known)) for count, kernels in self.parts]
+        times = [
+            (count, lane_times(kernels, self.gpu, constants=constants, recording=self.recording))
+            for count, kernels in self.parts
+        ]
         return sum(count * (t.device_s if self.on_device else t.total_s) for count, t in times)
 
 

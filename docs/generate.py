@@ -38,7 +38,7 @@ def command_line() -> str:
 
 
 def _helps(group: click.Group, name: str, context: click.Context) -> list[str]:
-    """The help of a command, and of its commands where it has some."""
+    """Lay out the help of a command, and of its commands where it has some."""
     command = group.get_command(context, name)
     assert command is not None
     own = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)

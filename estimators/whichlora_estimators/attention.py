@@ -273,8 +273,10 @@ def flash(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, causal: bool
     out.strided = q.strided
     lse = tape.new((batch, heads, queries), FP32)
     seed, offset = tape.new((2,), INT64), tape.new((1,), INT64)
-    splits = 1 if dropout else _flash_splits(
-        batch, heads, kv_heads, queries, keys, padded, _FLASH_BLOCKS * tape.multiprocessors
+    splits = (
+        1
+        if dropout
+        else _flash_splits(batch, heads, kv_heads, queries, keys, padded, _FLASH_BLOCKS * tape.multiprocessors)
     )
     if splits > 1:
         lse_parts = tape.new((splits, *lse.shape), FP32)
@@ -307,9 +309,7 @@ _FLASH_BLOCKS = 2
 
 
 @cache
-def _flash_splits(
-    batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int, room: int
-) -> int:
+def _flash_splits(batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int, room: int) -> int:
     """Return into how many parts the forward kernel splits the keys, each with an fp32 output (flash_api.cpp, 2.14).
 
     It takes the fewest parts with which the last wave of blocks is nearly as full as with the best number of parts.

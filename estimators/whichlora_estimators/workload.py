@@ -26,8 +26,15 @@ _CHOICES = {
     "cache": CACHES,
 }
 _COUNTS = ("rank", "batch_size", "seq_len", "target_len", "prefill_len", "decode_len", "accumulation")
-_FLAGS = ("checkpointing", "reentrant", "padded", "last_logits_only", "kbit_preparation", "double_quantization")
-_FLAGS += ("output_kept",)
+_FLAGS = (
+    "checkpointing",
+    "reentrant",
+    "padded",
+    "last_logits_only",
+    "kbit_preparation",
+    "double_quantization",
+    "output_kept",
+)
 _IGNORED = ("truth",)
 
 

@@ -89,8 +89,8 @@ def _as_folder(gpu: str | None) -> str:
 def open_remote(url: str, **options: Any) -> Remote:
     """Return the remote at a URL: a folder's path or file://, http:// or https:// (a server), what fsspec knows.
 
-    A server takes `token`. Elsewhere `options` go to fsspec's file system; credentials and endpoints come from where each of them looks (for S3, the
-    variables and files of AWS). Raises RemoteError for a URL that nothing here understands.
+    A server takes `token`. Elsewhere `options` go to fsspec's file system; credentials and endpoints come from where
+    each of them looks (for S3, the variables and files of AWS). Raises RemoteError for a URL that nothing here understands.
     """
     protocol, separator, rest = url.partition("://")
     if not separator:
