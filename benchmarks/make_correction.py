@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from whichlora_calibration.calibrate import Calibration, calibrate
+from whichlora_calibration.calibrate import FEWEST_GROUPS, Calibration, calibrate, summary_to_json
 from whichlora_calibration.cases import TARGETS, cases_of
 from whichlora_calibration.correction import correction_to_json
 from whichlora_calibration.forecasts import Forecasts
@@ -28,8 +29,14 @@ _NAMES = {"step": "training step", "prefill": "prefill", "decode": "decoded toke
 
 def main() -> None:
     """Fit, write, print."""
-    cases, left = cases_of(published(), Forecasts(), report=_tell)
-    found = calibrate(cases, left, report=_tell)
+    forecasts = Forecasts(Path(tempfile.gettempdir()) / "whichlora-forecasts")
+    compared = cases_of(published(), forecasts, report=_tell)
+    forecasts.save()
+    write(calibrate(compared.cases, compared.left, rows=compared.rows, report=_tell))
+
+
+def write(found: Calibration) -> None:
+    """Write the correction and its page, and print the scores."""
     DATA.write_text(json.dumps(correction_to_json(found.correction), indent=1) + "\n", encoding="utf-8")
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -43,15 +50,40 @@ def _tell(text: str) -> None:
 
 def scores_page(found: Calibration) -> str:
     """Lay out the held-out scores as Markdown."""
-    lines = ["| what | held out | groups | cells | formula | corrected | gain (middle 90%) | in 90% interval | applied |"]
+    lines = [
+        "| what | held out | groups | cells | formula | corrected | gain (middle 90%) | in 90% interval | applied |"
+    ]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for target in TARGETS:
         if target in found.targets:
             lines += _lines(target, found.targets[target].correction.scores)
+    lines += ["", *_pooled(found)]
     false = found.correction.false_fits
     if false:
         lines += ["", _false_fits(false)]
     return "\n".join(lines)
+
+
+def _pooled(found: Calibration) -> list[str]:
+    """Say how predictions as they are made do on held-out models, and of what that cannot be said."""
+    summary = summary_to_json(found)
+    lines = []
+    for kind in ("memory", "time"):
+        for label, held in (("leave_one_model_out", "models"), ("leave_one_card_out", "cards")):
+            part = summary[kind][label]
+            errors = [f"{part[which]['median_abs_error']:.1%}" for which in ("formula", "corrected")]
+            told = f"Pooled {kind}, {held} held out: the formula's median error {errors[0]}, as predicted {errors[1]}"
+            inside = "" if part["coverage_90"] is None else f"; {part['coverage_90']:.1%} in the 90% interval"
+            lines.append(f"- {told}{inside}.")
+    few = [
+        f"{_NAMES.get(name, f'{name} bytes')} ({scores[group]['groups']} {label})"
+        for name, scores in ((name, part.correction.scores) for name, part in found.targets.items())
+        for group, label in (("model", "models"), ("gpu", "cards"))
+        if scores[group]["groups"] < FEWEST_GROUPS
+    ]
+    if few:
+        lines.append(f"- Too few groups to hold out, so nothing is applied nor coverage known: {', '.join(few)}.")
+    return lines
 
 
 def _lines(target: str, scores: Any) -> list[str]:
@@ -59,8 +91,8 @@ def _lines(target: str, scores: Any) -> list[str]:
     for group, label in (("model", "model"), ("gpu", "card"), ("source", "source")):
         part = scores[group]
         gain = f"{part['gain']:+.1%} ({part['gain_low']:+.1%} to {part['gain_high']:+.1%})"
-        inside = f"{part['coverage']:.0%}" if part.get("coverage") is not None else "–"
-        applied = {True: "yes", False: "no"}.get(part.get("applied"), "–")
+        inside = f"{part['coverage']:.0%}" if part.get("coverage") is not None else "-"
+        applied = {True: "yes", False: "no"}.get(part.get("applied"), "-")
         errors = " | ".join(f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected"))
         name = _NAMES.get(target, f"{target} bytes")
         lines.append(

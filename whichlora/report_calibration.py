@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from whichlora_calibration.calibrate import GROUP_OF, Calibration, Held, TargetScores
-from whichlora_calibration.cases import MEMORY, Case
+from whichlora_calibration.cases import MEMORY, Case, Compared, Left
 from whichlora_calibration.correction import KNOWN_CARD
 from whichlora_calibration.fit import candidates, held_out, weighted_quantile
 from whichlora_estimators.errors import BadValue
@@ -26,9 +26,9 @@ SUSPECTS = 40
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 
 
-def write_report(found: Calibration, cases: Sequence[Case], path: Path) -> None:
+def write_report(found: Calibration, compared: Compared, path: Path) -> None:
     """Write the page. Raises BadValue for a place that cannot be written."""
-    text = page("whichlora: calibration", "\n".join(_parts(found, cases)))
+    text = page("whichlora: calibration", "\n".join(_parts(found, compared)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.new")
@@ -39,11 +39,9 @@ def write_report(found: Calibration, cases: Sequence[Case], path: Path) -> None:
         raise BadValue("cannot write the report", value=str(path), todo=todo) from None
 
 
-def _parts(found: Calibration, cases: Sequence[Case]) -> Iterator[str]:
+def _parts(found: Calibration, compared: Compared) -> Iterator[str]:
     correction = found.correction
-    made = (
-        f"Made {correction.made_at}, version {correction.version}, from {len({c.measurement_id for c in cases}):,} runs"
-    )
+    made = f"Made {correction.made_at}, version {correction.version}, from {compared.runs:,} runs"
     replaced = f", in place of {correction.replaces}" if correction.replaces else ""
     lead = f'<p class="kicker">whichlora calibrate</p><h1>What was learnt</h1><div class="lead">{made}{replaced}.</div>'
     yield f"<header>{lead}</header>"
@@ -54,13 +52,22 @@ def _parts(found: Calibration, cases: Sequence[Case]) -> Iterator[str]:
     yield section("Held-out errors", paragraph(note), _scores(found))
     for name, scores in found.targets.items():
         yield section(_title(name), *_figures(name, scores))
-    yield section("Learning curve", *_learning(found, cases))
+    yield section("Learning curve", *_learning(found, compared.cases))
     suspects = list(_suspects(found))
     note = f"Held out, these missed the interval's end by more than {SUSPICIOUS:g} times its width."
     yield section("Runs that look wrong", paragraph(note if suspects else "None."), _suspect_table(suspects))
+    if compared.odd:
+        note = (
+            "Far from the middle of many runs of one workload on one card and stack; only that middle is learnt from."
+        )
+        yield section("Runs unlike their repeats", paragraph(note), _reasons(compared.odd))
     if found.left:
-        lines = [([escape(each.measurement_id[:12]), escape(each.reason)], "") for each in found.left[:SUSPECTS]]
-        yield section("Runs without a formula", lines_table(("run", "why"), lines, right=(), wide=1))
+        yield section("Runs without a formula", _reasons(found.left))
+
+
+def _reasons(runs: Sequence[Left]) -> str:
+    lines = [([escape(each.measurement_id[:12]), escape(each.reason)], "") for each in runs[:SUSPECTS]]
+    return lines_table(("run", "why"), lines, right=(), wide=1)
 
 
 def _title(target: str) -> str:

@@ -6,10 +6,12 @@ was developed against, and tell nothing of a real card.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from whichlora_estimators.errors import WhichloraError
 from whichlora_profiles_db import Measurement, published_facts
@@ -23,6 +25,10 @@ TARGETS = (*MEMORY, *TIMES)
 #: Of a published measurement, what each target needs to be trusted for.
 _TRUST = {**dict.fromkeys(MEMORY, "memory"), **dict.fromkeys(TIMES, "time")}
 
+#: Of many runs of one kind, those at these quantiles are kept; one beyond this factor of their middle is odd.
+KEPT = (1 / 6, 1 / 2, 5 / 6)
+ODD = 1.5
+
 Report = Callable[[str], None]
 
 
@@ -31,7 +37,8 @@ class Case:
     """One number that was measured, and the formula's for it, both in bytes or seconds.
 
     `out_of_memory` says that `measured` is a bound from below: `card_bytes`, which did not suffice. `features` are
-    what corrections may hang on, by name. Cases of one `cell`, a workload on a card, weigh as one together.
+    what corrections may hang on, by name. Cases of one `cell`, a workload on a card, weigh as one together. `model` is
+    its name without whose copy of it was used: copies are no other models. A case may stand for several `runs`.
     """
 
     measurement_id: str
@@ -47,6 +54,7 @@ class Case:
     source: str
     cell: str
     weight: float = 1.0
+    runs: int = 1
 
     @property
     def log_ratio(self) -> float:
@@ -62,55 +70,111 @@ class Left:
     reason: str
 
 
-def cases_of(
-    measurements: Iterable[Measurement], forecasts: Forecasts, *, report: Report = lambda _: None
-) -> tuple[list[Case], list[Left]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Measurements as cases, what gave none, how many runs with the hash of their ids, and those unlike their repeats."""
+
+    cases: Sequence[Case]
+    left: Sequence[Left]
+    runs: int
+    rows: str
+    odd: Sequence[Left]
+
+
+def cases_of(measurements: Iterable[Measurement], forecasts: Forecasts, *, report: Report = lambda _: None) -> Compared:
     """Return the cases of all measurements on real cards, weighted by cell, and what gave none.
 
-    Predicts each workload once a card; `report` is told how far that is.
+    Predicts each workload once a card. Runs of one workload on one card and stack are repeats: of many, three are kept
+    that show their middle and their spread. `report` is told how far that is.
     """
-    cases: list[Case] = []
+    kinds: dict[tuple[Any, ...], _Kind] = {}
     left: list[Left] = []
+    compared: list[str] = []
     for number, measurement in enumerate(measurements, 1):
-        if number % 100 == 0:
+        if number % 1000 == 0:
             report(f"{number} measurements compared with the formula")
+        if measurement.device != "cuda" or measurement.environment.gpu is None or measurement.outcome == "failed":
+            continue
+        id_ = forecasts.identities.measurement(measurement)
         try:
-            cases += _cases(measurement, forecasts)
+            if _compare(measurement, id_, forecasts, kinds):
+                compared.append(id_)
         except WhichloraError as error:
-            left.append(Left(measurement_id=measurement.id, reason=str(error)))
-    return _weighted(cases), left
+            left.append(Left(measurement_id=id_, reason=str(error)))
+    cases = [case for kind in kinds.values() for case in kind.cases()]
+    odd = [each for kind in kinds.values() for each in kind.odd()]
+    return Compared(
+        cases=_weighted(cases), left=tuple(left), runs=len(compared), rows=hash_of(compared), odd=tuple(odd)
+    )
 
 
-def _cases(measurement: Measurement, forecasts: Forecasts) -> Iterator[Case]:
-    if measurement.device != "cuda" or measurement.environment.gpu is None or measurement.outcome == "failed":
-        return
-    trusted, cell = _trust(measurement)
-    wanted = [target for target in TARGETS if trusted(target)]
-    seen = {target: value for target in wanted if (value := measured(measurement, target)) is not None}
-    out_of_memory = measurement.outcome == "oom"
-    if not seen and not out_of_memory:
-        return
-    forecast = forecasts.of(measurement.workload, measurement.environment.gpu, measurement.environment.versions)
-    if out_of_memory:
-        seen = {"process": float(measurement.environment.gpu_total_bytes or forecast.total_bytes)}
-    for target, value in seen.items():
-        if target in forecast.predicted:
-            yield _case(measurement, forecast, target, value, cell)
+def hash_of(texts: Iterable[str]) -> str:
+    """Hash a set of texts."""
+    return hashlib.sha256("\n".join(sorted(set(texts))).encode()).hexdigest()
 
 
-def _case(measurement: Measurement, forecast: Forecast, target: str, value: float, cell: str) -> Case:
-    environment, predicted = measurement.environment, forecast.predicted[target]
+class _Kind:
+    """Runs of one workload on one card and stack, with one number of each: by their ids, and a case to copy."""
+
+    __slots__ = ("first", "runs")
+
+    def __init__(self, first: Case) -> None:
+        self.first = first
+        self.runs: list[tuple[float, str]] = []
+
+    def cases(self) -> Iterator[Case]:
+        """Yield every run of few; of many, the runs at these quantiles."""
+        runs = sorted(self.runs)
+        if len(runs) > len(KEPT):
+            runs = [runs[int(share * len(runs))] for share in KEPT]
+        for place, (value, id_) in enumerate(runs):
+            count = len(self.runs) // len(runs) + (place < len(self.runs) % len(runs))
+            yield replace(self.first, measurement_id=id_, measured=value, runs=count)
+
+    def odd(self) -> Iterator[Left]:
+        """Yield the runs that are far from the middle one of at least so many."""
+        if len(self.runs) <= len(KEPT):
+            return
+        middle = sorted(self.runs)[len(self.runs) // 2][0]
+        for value, id_ in self.runs:
+            if not 1 / ODD <= value / middle <= ODD:
+                reason = f"{self.first.target}: {value / middle:.2f} times the middle of {len(self.runs)} like runs"
+                yield Left(measurement_id=id_, reason=reason)
+
+
+def _compare(measurement: Measurement, id_: str, forecasts: Forecasts, kinds: dict[tuple[Any, ...], _Kind]) -> bool:
+    """Add what a measurement shows to its kinds; return whether that is anything."""
+    environment, out_of_memory = measurement.environment, measurement.outcome == "oom"
     assert environment.gpu is not None
+    trusted, cell = _trust(measurement, forecasts)
+    seen = {name: value for name in TARGETS if trusted(name) and (value := measured(measurement, name)) is not None}
+    if not seen and not out_of_memory:
+        return False
+    forecast = forecasts.of(measurement.workload, environment.gpu, environment.versions)
+    card_bytes = environment.gpu_total_bytes or forecast.total_bytes
+    if out_of_memory:
+        seen = {"process": float(card_bytes)}
+    stack, source = stack_label(environment.versions), _source(measurement)
+    for target in seen.keys() & forecast.predicted.keys():
+        key = (target, cell, stack, source, out_of_memory, card_bytes, forecast.predicted[target])
+        if key not in kinds:
+            kinds[key] = _Kind(_case(measurement, forecast, target, cell, card_bytes))
+        kinds[key].runs.append((seen[target], id_))
+    return True
+
+
+def _case(measurement: Measurement, forecast: Forecast, target: str, cell: str, card_bytes: int) -> Case:
+    environment, predicted = measurement.environment, forecast.predicted[target]
     return Case(
-        measurement_id=measurement.id,
+        measurement_id="",
         target=target,
-        measured=value,
+        measured=predicted,
         predicted=predicted,
         out_of_memory=measurement.outcome == "oom",
-        card_bytes=environment.gpu_total_bytes or forecast.total_bytes,
+        card_bytes=card_bytes,
         features=forecast.features if target in MEMORY else time_features(measurement.workload, predicted),
-        model=measurement.workload.model,
-        gpu=environment.gpu,
+        model=measurement.workload.model.rstrip("/").rpartition("/")[2].lower(),
+        gpu=environment.gpu or "",
         stack=stack_label(environment.versions),
         source=_source(measurement),
         cell=cell,
@@ -136,9 +200,9 @@ def _release(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
-def _trust(measurement: Measurement) -> tuple[Callable[[str], bool], str]:
+def _trust(measurement: Measurement, forecasts: Forecasts) -> tuple[Callable[[str], bool], str]:
     """Return what a measurement may judge, and its cell. What was measured here may judge everything."""
-    cell = f"{measurement.workload_id} {measurement.environment.gpu}"
+    cell = f"{forecasts.identities.workload(measurement.workload)} {measurement.environment.gpu}"
     if measurement.evidence != "published":
         return lambda target: True, cell
     facts = published_facts(measurement)
@@ -151,7 +215,5 @@ def _source(measurement: Measurement) -> str:
 
 
 def _weighted(cases: Sequence[Case]) -> list[Case]:
-    from dataclasses import replace
-
     sizes = Counter((case.target, case.cell) for case in cases)
     return [replace(case, weight=1 / sizes[case.target, case.cell]) for case in cases]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,8 @@ from whichlora_estimators.errors import BadValue
 SCHEMA = 1
 #: Whether the card that is predicted for has measurements of its own in the correction.
 KNOWN_CARD, NEW_CARD = "known card", "new card"
+#: What would correct by more than a factor of two, either way, is no correction: it is held to that.
+MOST = math.log(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +30,13 @@ class Mode:
     """How a target is predicted on a known card, or on a new one: corrected or not, and how far it may be off.
 
     `low` and `high` bound measured over predicted (whichever of the two predictions applies) at the stated coverage.
+    `joined` says that too few groups were held out for these bounds to stand alone: the formula's own are joined to them.
     """
 
     applied: bool
     low: float
     high: float
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,8 @@ class TargetCorrection:
         if not self.mode(gpu).applied:
             return 1.0
         learnt = sum(value * features[name] for name, value in self.coefficients.items())
-        return math.exp(self.intercept + learnt + self.cards.get(gpu, 0.0) + self.stacks.get(stack, 0.0))
+        total = self.intercept + learnt + self.cards.get(gpu, 0.0) + self.stacks.get(stack, 0.0)
+        return math.exp(min(max(total, -MOST), MOST))
 
     def mode(self, gpu: str) -> Mode:
         """Return how the target is predicted on this card."""
@@ -60,7 +65,11 @@ class TargetCorrection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """All of a calibration: `version` hashes the rows and the formula, `replaces` names what it was made in place of."""
+    """All of a calibration: `version` hashes the rows and the formula, `replaces` names what it was made in place of.
+
+    `samples` are some of the formula's numbers that it was learnt from, by measurement and target: a correction
+    belongs to the formula that still gives them.
+    """
 
     version: str
     replaces: str | None
@@ -72,6 +81,7 @@ class Correction:
     coverage: float
     targets: Mapping[str, TargetCorrection]
     false_fits: Mapping[str, float]
+    samples: Mapping[str, float] = field(default_factory=dict)
 
 
 def correction_to_json(correction: Correction) -> dict[str, Any]:

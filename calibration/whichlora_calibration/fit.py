@@ -14,15 +14,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .cases import Case
+from .correction import MOST
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
+    Flags = npt.NDArray[np.bool_]
+    Places = npt.NDArray[np.intp]
 
 #: Groups that are held out, by the field of a case.
 GROUPS = ("model", "gpu", "source")
+LABELS = (*GROUPS, "stack")
 #: Folds at most: of fewer groups each is held out by itself.
 FOLDS, INNER_FOLDS = 12, 4
 #: The choice among candidates is made on this many cases at most.
@@ -37,8 +41,6 @@ NORMAL_MEDIAN = 0.6745
 SMALLEST_SPREAD = 1e-4
 #: Reweighted fits; the weights hardly change after these.
 ROUNDS = 5
-#: What would correct by more than a factor of two, either way, is no correction: it is held to that.
-MOST = math.log(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,54 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """Cases of one target as columns: log ratios, weights, which are bounds, features by name, and labels as numbers.
+
+    `codes[label]` are places in `names[label]`, for the labels model, gpu, source and stack.
+    """
+
+    ratios: Floats
+    weights: Floats
+    bounds: Flags
+    features: Mapping[str, Floats]
+    names: Mapping[str, tuple[str, ...]]
+    codes: Mapping[str, Places]
+
+    def __len__(self) -> int:
+        return len(self.ratios)
+
+    def take(self, places: Any) -> Table:
+        """Return some of the rows: by place, or by a flag a row."""
+        return Table(
+            self.ratios[places],
+            self.weights[places],
+            self.bounds[places],
+            {name: values[places] for name, values in self.features.items()},
+            self.names,
+            {name: values[places] for name, values in self.codes.items()},
+        )
+
+
+def table_of(cases: Sequence[Case] | Table) -> Table:
+    """Return cases as columns."""
+    if isinstance(cases, Table):
+        return cases
+    import numpy as np
+
+    names = {label: tuple(sorted({getattr(case, label) for case in cases})) for label in LABELS}
+    places = {label: {name: place for place, name in enumerate(names[label])} for label in LABELS}
+    codes = {label: np.array([places[label][getattr(case, label)] for case in cases], dtype=int) for label in LABELS}
+    return Table(
+        np.array([case.log_ratio for case in cases]),
+        np.array([case.weight for case in cases]),
+        np.array([case.out_of_memory for case in cases], dtype=bool),
+        {name: np.array([case.features[name] for case in cases]) for name in (cases[0].features if cases else ())},
+        names,
+        codes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Fitted:
     """A fitted correction: the intercept, then what each feature, card and stack adds to the log ratio."""
 
@@ -66,9 +116,19 @@ class Fitted:
 
     def log_ratio(self, case: Case) -> float:
         """Return the correction of a case, in logarithms; cards and stacks that were not fitted add nothing."""
-        learnt = sum(value * case.features[name] for name, value in self.coefficients.items())
-        total = self.intercept + learnt + self.cards.get(case.gpu, 0.0) + self.stacks.get(case.stack, 0.0)
-        return min(max(total, -MOST), MOST)
+        return float(self.log_ratios(table_of([case]))[0])
+
+    def log_ratios(self, table: Table) -> Floats:
+        """Return the corrections of many cases."""
+        import numpy as np
+
+        total: Floats = np.full(len(table), self.intercept)
+        for name, value in self.coefficients.items():
+            total += value * table.features[name]
+        for label, offsets in (("gpu", self.cards), ("stack", self.stacks)):
+            total += np.array([offsets.get(name, 0.0) for name in table.names[label]])[table.codes[label]]
+        held: Floats = np.clip(total, -MOST, MOST)
+        return held
 
 
 #: The formula as it is.
@@ -94,42 +154,39 @@ _FEATURES = {
 }
 
 
-def fit(cases: Sequence[Case], candidate: Candidate) -> Fitted:
+def fit(cases: Sequence[Case] | Table, candidate: Candidate) -> Fitted:
     """Fit a candidate to cases of one target; bounds from below that it breaks are pulled in, the others ignored."""
-    exact = [case for case in cases if not case.out_of_memory]
-    bounds = [case for case in cases if case.out_of_memory]
-    fitted = _fit(exact, candidate)
-    for _ in range(BOUND_ROUNDS if bounds else 0):
-        broken = [case for case in bounds if fitted.log_ratio(case) < case.log_ratio]
-        if not broken:
+    table = table_of(cases)
+    fitted = _fit(table.take(~table.bounds), candidate)
+    for _ in range(BOUND_ROUNDS if table.bounds.any() else 0):
+        broken = table.bounds & (fitted.log_ratios(table) < table.ratios)
+        if not broken.any():
             break
-        fitted = _fit([*exact, *broken], candidate)
+        fitted = _fit(table.take(~table.bounds | broken), candidate)
     return fitted
 
 
-def _fit(cases: Sequence[Case], candidate: Candidate) -> Fitted:
-    if not cases:
+def _fit(table: Table, candidate: Candidate) -> Fitted:
+    if not len(table):
         return NOTHING
-    import numpy as np
-
-    design = _Design.of(cases, candidate)
-    ratios = np.array([case.log_ratio for case in cases])
-    weights = np.array([case.weight for case in cases])
+    design = _Design.of(table, candidate)
     if design.matrix.shape[1] == 0:
-        return Fitted(weighted_quantile(ratios, weights, 0.5), {}, {}, {})
-    return design.fitted(*_robust(design.matrix, ratios, weights, candidate.penalty))
+        return Fitted(weighted_quantile(table.ratios, table.weights, 0.5), {}, {}, {})
+    return design.fitted(*_robust(design.matrix, table.ratios, table.weights, candidate.penalty))
 
 
 def _robust(matrix: Floats, ratios: Floats, weights: Floats, penalty: float) -> tuple[float, Floats]:
     """Fit ridge regression again and again, each time with less weight for what lies far off (Huber's weights)."""
     import numpy as np
+    import sklearn
     from sklearn.linear_model import Ridge
 
     model = Ridge(alpha=penalty, solver="cholesky")
     trust = np.ones_like(ratios)
     for _ in range(ROUNDS):
-        model.fit(matrix, ratios, sample_weight=weights * trust)
-        errors = np.abs(ratios - model.predict(matrix))
+        with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+            model.fit(matrix, ratios, sample_weight=weights * trust)
+        errors = np.abs(ratios - model.intercept_ - matrix @ model.coef_)
         spread = max(weighted_quantile(errors, weights, 0.5) / NORMAL_MEDIAN, SMALLEST_SPREAD)
         trust = np.minimum(1.0, HUBER * spread / np.maximum(errors, 1e-12))
     return float(model.intercept_), model.coef_
@@ -148,19 +205,17 @@ class _Design:
     candidate: Candidate
 
     @classmethod
-    def of(cls, cases: Sequence[Case], candidate: Candidate) -> _Design:
+    def of(cls, table: Table, candidate: Candidate) -> _Design:
         import numpy as np
 
         names = candidate.features
-        raw = np.array([[case.features[name] for name in names] for case in cases]).reshape(len(cases), len(names))
+        raw = np.array([table.features[name] for name in names]).reshape(len(names), len(table)).T
         means, spreads = raw.mean(axis=0), raw.std(axis=0)
         spreads[spreads < 1e-9] = np.inf  # what does not vary explains nothing
-        cards = tuple(sorted({case.gpu for case in cases})) if candidate.card_scale else ()
-        stacks = tuple(sorted({case.stack for case in cases})) if candidate.stack_scale else ()
-        columns = [(raw - means) / spreads]
-        columns.append(candidate.card_scale * _indicators([case.gpu for case in cases], cards))
-        columns.append(candidate.stack_scale * _indicators([case.stack for case in cases], stacks))
-        return cls(np.hstack(columns), names, means, spreads, cards, stacks, candidate)
+        card_columns, cards = _indicators(table, "gpu", candidate.card_scale)
+        stack_columns, stacks = _indicators(table, "stack", candidate.stack_scale)
+        matrix = np.hstack([(raw - means) / spreads, card_columns, stack_columns])
+        return cls(matrix, names, means, spreads, cards, stacks, candidate)
 
     def fitted(self, intercept: float, weights: Floats) -> Fitted:
         split, end = len(self.names), len(self.names) + len(self.cards)
@@ -173,66 +228,75 @@ class _Design:
         )
 
 
-def _indicators(values: Sequence[str], known: tuple[str, ...]) -> Floats:
+def _indicators(table: Table, label: str, scale: float) -> tuple[Floats, tuple[str, ...]]:
+    """Return a column for each card or stack that occurs, `scale` where it does, and their names; none for no scale."""
     import numpy as np
 
-    places = {name: place for place, name in enumerate(known)}
-    matrix = np.zeros((len(values), len(known)))
-    if known:
-        matrix[np.arange(len(values)), [places[value] for value in values]] = 1.0
-    return matrix
+    codes = table.codes[label]
+    present = np.unique(codes) if scale else codes[:0]
+    return scale * (codes[:, None] == present), tuple(table.names[label][code] for code in present)
 
 
 # --- what is held out ---
 
 
-def folds(cases: Sequence[Case], group: str, most: int = FOLDS) -> list[list[int]]:
+def folds(cases: Sequence[Case] | Table, group: str, most: int = FOLDS) -> list[Places]:
     """Divide the places of cases into folds, none of which shares a group with another; the largest groups first."""
-    sizes: dict[str, list[int]] = {}
-    for place, case in enumerate(cases):
-        sizes.setdefault(getattr(case, group), []).append(place)
-    parts: list[list[int]] = [[] for _ in range(min(most, len(sizes)))]
-    for _, places in sorted(sizes.items(), key=lambda each: (-len(each[1]), each[0])):
-        min(parts, key=len).extend(places)
-    return parts
+    import numpy as np
+
+    table = table_of(cases)
+    codes, names = table.codes[group], table.names[group]
+    sizes = np.bincount(codes, minlength=len(names))
+    present = [code for code in range(len(names)) if sizes[code]]
+    parts: list[list[int]] = [[] for _ in range(min(most, len(present)))]
+    totals = [0] * len(parts)
+    for code in sorted(present, key=lambda code: (-sizes[code], names[code])):
+        smallest = totals.index(min(totals))
+        parts[smallest].append(code)
+        totals[smallest] += int(sizes[code])
+    return [np.flatnonzero(np.isin(codes, part)) for part in parts]
 
 
-def held_out(cases: Sequence[Case], group: str, tried: Sequence[Candidate]) -> list[float]:
+def held_out(cases: Sequence[Case] | Table, group: str, tried: Sequence[Candidate]) -> Floats:
     """Return the log correction of each case, fitted without its group; the candidate is chosen without it too."""
-    corrections = [0.0] * len(cases)
-    for fold in folds(cases, group):
-        out = set(fold)
-        rest = [case for place, case in enumerate(cases) if place not in out]
-        fitted = fit(rest, choose(rest, tried))
-        for place in fold:
-            corrections[place] = fitted.log_ratio(cases[place])
+    import numpy as np
+
+    table = table_of(cases)
+    corrections = np.zeros(len(table))
+    for fold in folds(table, group):
+        rest = table.take(others(fold, table))
+        corrections[fold] = fit(rest, choose(rest, tried)).log_ratios(table.take(fold))
     return corrections
 
 
-def choose(cases: Sequence[Case], tried: Sequence[Candidate]) -> Candidate:
+def others(fold: Places, table: Table) -> Flags:
+    """Return which rows are not in a fold."""
+    import numpy as np
+
+    others = np.ones(len(table), dtype=bool)
+    others[fold] = False
+    return others
+
+
+def choose(cases: Sequence[Case] | Table, tried: Sequence[Candidate]) -> Candidate:
     """Return the candidate with the least error on held-out models; the simpler one where they tie."""
-    some = thinned(cases, CHOICE_CASES)
+    table = table_of(cases)
+    some = table.take(slice(None, None, max(1, math.ceil(len(table) / CHOICE_CASES))))
     return min(tried, key=lambda candidate: round(_held_out_error(some, candidate), 4))
 
 
-def _held_out_error(cases: Sequence[Case], candidate: Candidate) -> float:
-    errors: list[float] = []
-    weights: list[float] = []
-    parts = folds(cases, "model", INNER_FOLDS)
+def _held_out_error(table: Table, candidate: Candidate) -> float:
+    import numpy as np
+
+    parts = folds(table, "model", INNER_FOLDS)
     if len(parts) < 2:
         return math.inf if candidate.features else 0.0
+    errors = np.zeros(len(table))
     for fold in parts:
-        out = set(fold)
-        fitted = fit([case for place, case in enumerate(cases) if place not in out], candidate)
-        kept = [cases[place] for place in fold if not cases[place].out_of_memory]
-        errors += [abs(case.log_ratio - fitted.log_ratio(case)) for case in kept]
-        weights += [case.weight for case in kept]
+        fitted = fit(table.take(others(fold, table)), candidate)
+        errors[fold] = np.abs(table.ratios[fold] - fitted.log_ratios(table.take(fold)))
+    errors, weights = errors[~table.bounds], table.weights[~table.bounds]
     return weighted_quantile(errors, weights, 0.5) + 0.1 * weighted_quantile(errors, weights, 0.9)
-
-
-def thinned(cases: Sequence[Case], most: int) -> Sequence[Case]:
-    """Return every so many-th case, at most so many."""
-    return cases if len(cases) <= most else cases[:: math.ceil(len(cases) / most)]
 
 
 def weighted_quantile(values: Any, weights: Any, share: float) -> float:

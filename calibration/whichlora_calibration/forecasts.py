@@ -8,16 +8,22 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import whichlora_estimators
 from whichlora_estimators.estimate import Estimate, estimate
 from whichlora_estimators.gpus import find_gpu
-from whichlora_estimators.stack import stack_of
+from whichlora_estimators.stack import Stack, stack_of
 from whichlora_estimators.workload import Workload
-from whichlora_profiles_db import workload_id
+from whichlora_profiles_db import Measurement
+from whichlora_profiles_db.canonical import content_hash
+from whichlora_profiles_db.measurement import measurement_content
+from whichlora_profiles_db.workload_form import content_id, workload_content
+
+#: Workloads whose hashes are remembered at a time.
+IDENTITIES = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +33,31 @@ class Forecast:
     predicted: Mapping[str, float]
     features: Mapping[str, float]
     total_bytes: int
+
+
+class Identities:
+    """Hashes of measurements and workloads; the workload objects that measurements share are hashed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Workload, Mapping[str, Any], str]] = {}
+
+    def _of(self, workload: Workload) -> tuple[Workload, Mapping[str, Any], str]:
+        found = self._known.get(id(workload))
+        if found is None:
+            if len(self._known) >= IDENTITIES:
+                self._known.clear()
+            content = workload_content(workload)
+            # It holds the workload, so that no other object gets its address.
+            found = self._known[id(workload)] = (workload, content, content_id(content))
+        return found
+
+    def workload(self, workload: Workload) -> str:
+        """Return the workload's id."""
+        return self._of(workload)[2]
+
+    def measurement(self, measurement: Measurement) -> str:
+        """Return the measurement's id."""
+        return content_hash(measurement_content(measurement, self._of(measurement.workload)[1]))
 
 
 class Forecasts:
@@ -39,6 +70,7 @@ class Forecasts:
         self._file = None if folder is None else folder / f"forecasts-{formula_hash()[:16]}.json"
         self._known: dict[str, Any] = {}
         self._new = 0
+        self.identities = Identities()
         if self._file is not None and self._file.exists():
             try:
                 self._known = json.loads(self._file.read_text(encoding="utf-8"))
@@ -47,9 +79,8 @@ class Forecasts:
 
     def of(self, workload: Workload, gpu: str, versions: Mapping[str, str] | None = None) -> Forecast:
         """Return a forecast, under these library versions. Raises WhichloraError for what has no formula."""
-        stack = stack_of(versions or {})
-        named = ",".join(f"{name}=={version}" for name, version in stack.versions)
-        key = f"{workload_id(workload)} {gpu} {named}".rstrip()
+        stack, named = _stack(tuple((versions or {}).items()))
+        key = f"{self.identities.workload(workload)} {gpu} {named}".rstrip()
         if key not in self._known:
             forecast = forecast_of(estimate(workload, find_gpu(gpu), stack=stack))
             self._known[key] = [dict(forecast.predicted), dict(forecast.features), forecast.total_bytes]
@@ -66,6 +97,12 @@ class Forecasts:
         temporary.write_text(json.dumps(self._known), encoding="utf-8")
         temporary.replace(self._file)
         self._new = 0
+
+
+@lru_cache(maxsize=1024)
+def _stack(versions: tuple[tuple[str, str], ...]) -> tuple[Stack, str]:
+    stack = stack_of(dict(versions))
+    return stack, ",".join(f"{name}=={version}" for name, version in stack.versions)
 
 
 def forecast_of(found: Estimate) -> Forecast:

@@ -133,26 +133,25 @@ class _Corrector:
 
     def interval(self, target: str, predicted_bytes: int) -> Interval:
         """Return the interval of a counter: as learnt, or else as rehearsals show it."""
-        learnt = self._learnt(target, predicted_bytes)
-        return learnt or _interval(target, self.found.workload, predicted_bytes)
+        return self._learnt(target, predicted_bytes, _interval(target, self.found.workload, predicted_bytes))
 
     def process(self, reserved: Interval) -> Interval:
         """Return the interval of process bytes: as learnt, or else reserved bytes and the context."""
-        learnt = self._learnt("process", self.found.process_bytes)
-        return learnt or _with_context(reserved, self.found.context_bytes)
+        return self._learnt("process", self.found.process_bytes, _with_context(reserved, self.found.context_bytes))
 
-    def _learnt(self, target: str, predicted_bytes: int) -> Interval | None:
+    def _learnt(self, target: str, predicted_bytes: int, own: Interval) -> Interval:
         part = None if self.correction is None else self.correction.targets.get(target)
         if part is None or self.correction is None:
-            return None
+            return own
         mode = part.mode(self.gpu.slug)
         expected = predicted_bytes * part.ratio(features_of(self.found), self.gpu.slug, self.stack)
+        low, high = int(expected * mode.low), int(expected * mode.high)
         if mode.applied:
             self.evidence = "corrected"
         return Interval(
             expected_bytes=int(expected),
-            low_bytes=int(expected * mode.low),
-            high_bytes=int(expected * mode.high),
+            low_bytes=min(low, own.low_bytes) if mode.joined else low,
+            high_bytes=max(high, own.high_bytes) if mode.joined else high,
             coverage=self.correction.coverage,
         )
 
@@ -185,15 +184,16 @@ def _span(
     target: str, predicted_s: float, workload: Workload, gpu: Gpu, stack: str, correction: Correction | None
 ) -> TimeSpan:
     part = None if correction is None else correction.targets.get(target)
+    bound = time_interval(predicted_s, "train" if target == "step" else target)
     if part is None or correction is None or predicted_s <= 0:
-        bound = time_interval(predicted_s, "train" if target == "step" else target)
         return TimeSpan(expected_s=predicted_s, low_s=bound.low_s, high_s=bound.high_s, coverage=bound.coverage)
     mode = part.mode(gpu.slug)
     expected_s = predicted_s * part.ratio(time_features(workload, predicted_s), gpu.slug, stack)
+    low_s, high_s = expected_s * mode.low, expected_s * mode.high
     return TimeSpan(
         expected_s=expected_s,
-        low_s=expected_s * mode.low,
-        high_s=expected_s * mode.high,
+        low_s=min(low_s, bound.low_s) if mode.joined else low_s,
+        high_s=max(high_s, bound.high_s) if mode.joined else high_s,
         coverage=correction.coverage,
         evidence="corrected" if mode.applied else "formula",
     )

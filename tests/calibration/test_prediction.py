@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from whichlora_calibration import Verdict, judge, predict
+from whichlora_calibration.correction import (
+    KNOWN_CARD,
+    NEW_CARD,
+    Correction,
+    Mode,
+    TargetCorrection,
+    shipped_correction,
+)
+from whichlora_calibration.forecasts import Forecasts
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.models import load_model
 from whichlora_estimators.workload import Workload
+from whichlora_profiles_db import published
 
 MODEL = load_model("facebook/opt-125m", offline=True)
 L4 = find_gpu("l4")
+#: A formula that moved by less than this is the one that was corrected.
+TOLERANCE = 0.005
 
 
 @pytest.mark.parametrize(
@@ -44,3 +60,89 @@ def test_a_larger_batch_never_turns_a_verdict_for_the_better() -> None:
     assert seen == sorted(seen)
     assert seen[0] == 0
     assert seen[-1] == len(order) - 1
+
+
+def corrected(target: str, **changes: Any) -> Correction:
+    """Make a correction by hand: on an l4, `target` takes `factor` times as much, 0.9 to 1.2 of that."""
+    factor = math.log(changes.pop("factor", 1.25))
+    known = {"applied": True, "low": 0.9, "high": 1.2, **changes}
+    part = TargetCorrection(
+        intercept=factor,
+        coefficients={},
+        cards={"l4": 0.0},
+        stacks={},
+        modes={KNOWN_CARD: Mode(**known), NEW_CARD: Mode(applied=False, low=0.5, high=2.0)},
+        scores={},
+    )
+    made = shipped_correction()
+    return replace(made, targets={target: part}, coverage=0.8)
+
+
+SMALL = Workload(model=MODEL.name, config=MODEL.config)
+
+
+def test_a_correction_multiplies_and_bounds() -> None:
+    """On a known card the formula's number times the ratio, within the bounds; on others the formula's within its own."""
+    plain = predict(SMALL, L4, correction=None)
+    found = predict(SMALL, L4, correction=corrected("process"))
+    expected = plain.process.expected_bytes * 1.25
+    assert found.process.expected_bytes == pytest.approx(expected)
+    assert found.process.low_bytes == pytest.approx(expected * 0.9)
+    assert found.process.high_bytes == pytest.approx(expected * 1.2)
+    assert found.process.coverage == 0.8
+    assert (found.evidence, plain.evidence) == ("corrected", "formula")
+    assert found.allocated == plain.allocated
+    other = find_gpu("t4")
+    elsewhere, formula = (predict(SMALL, other, correction=each) for each in (corrected("process"), None))
+    assert elsewhere.evidence == "formula"
+    assert elsewhere.process.expected_bytes == formula.process.expected_bytes
+    assert elsewhere.process.high_bytes == pytest.approx(2 * formula.process.expected_bytes)
+
+
+def test_times_are_corrected_as_bytes_are() -> None:
+    """The step's time is multiplied and bounded, with evidence of its own."""
+    plain = predict(SMALL, L4, correction=None).times["step"]
+    found = predict(SMALL, L4, correction=corrected("step"))
+    assert found.times["step"].expected_s == pytest.approx(1.25 * plain.expected_s)
+    assert found.times["step"].high_s == pytest.approx(1.5 * plain.expected_s)
+    assert (found.times["step"].evidence, found.evidence) == ("corrected", "formula")
+
+
+def test_the_verdict_follows_the_interval() -> None:
+    """What fits by the formula is tight where measurements show that it takes more."""
+    work = SMALL
+    while predict(work, L4, correction=None).verdict is Verdict.FITS:
+        most, work = work, work.with_(batch_size=work.batch_size * 2)
+    used = predict(most, L4, correction=None).process.expected_bytes
+    factor = L4.total_bytes / used
+    assert factor < 2
+    assert predict(most, L4, correction=corrected("process", factor=factor)).verdict is Verdict.TIGHT
+
+
+def test_few_groups_join_the_formulas_interval() -> None:
+    """A joined interval holds both the formula's own and the learnt one."""
+    plain = predict(SMALL, L4, correction=None).process
+    for low, high in ((0.9, 1.2), (1.0, 1.0)):
+        found = predict(SMALL, L4, correction=corrected("process", factor=1, low=low, high=high, joined=True)).process
+        assert found.low_bytes == min(plain.low_bytes, int(plain.expected_bytes * low))
+        assert found.high_bytes == max(plain.high_bytes, int(plain.expected_bytes * high))
+
+
+def test_no_ratio_exceeds_a_factor_of_two() -> None:
+    """A correction is cut where it was learnt to be cut."""
+    part = corrected("process", factor=50).targets["process"]
+    assert part.ratio({}, "l4") == pytest.approx(2)
+
+
+def test_the_shipped_correction_belongs_to_this_formula() -> None:
+    """What the formula says today of measurements is what it said when the correction was learnt from them."""
+    samples = shipped_correction().samples
+    known = {measurement.id: measurement for measurement in published()}
+    forecasts = Forecasts()
+    for name, predicted in list(samples.items())[::2]:
+        id_, target = name.split()
+        found = known.get(id_)
+        environment = found and found.environment
+        now = found and forecasts.of(found.workload, environment.gpu or "", environment.versions).predicted[target]
+        assert now == pytest.approx(predicted, rel=TOLERANCE), "run python -m benchmarks.make_correction"
+    assert len(samples) >= 12

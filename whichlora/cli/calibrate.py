@@ -12,7 +12,7 @@ import click
 
 from whichlora_calibration.calibrate import Calibration, summary_to_json
 from whichlora_calibration.calibrate import calibrate as fit_corrections
-from whichlora_calibration.cases import Case, Left, cases_of
+from whichlora_calibration.cases import Case, Compared, cases_of
 from whichlora_calibration.current import correction_path, current_correction, save_correction
 from whichlora_calibration.forecasts import Forecasts
 from whichlora_calibration.suggest import suggest
@@ -48,11 +48,11 @@ def calibrate(db: Path | None, with_published: bool, **options: Any) -> None:
     What does not beat the formula on held-out models and cards is not applied. --suggest prints workloads, one JSON
     object a line, for `whichlora verify --workloads`.
     """
-    cases, left = _cases(db, with_published)
+    compared = _compared(db, with_published)
     if options["suggested"] is not None:
-        _suggest(cases, options["suggested"], options["gpu"])
+        _suggest(compared.cases, options["suggested"], options["gpu"])
         return
-    found = _fit(cases, left, options["coverage"])
+    found = _fit(compared, options["coverage"])
     if not options["dry_run"]:
         path = options["out"] or correction_path()
         save_correction(found.correction, path)
@@ -60,7 +60,7 @@ def calibrate(db: Path | None, with_published: bool, **options: Any) -> None:
     if options["report"] is not None:
         from ..report_calibration import write_report
 
-        write_report(found, cases, options["report"])
+        write_report(found, compared, options["report"])
         _tell(f"wrote {options['report']}")
     summary = {"schema": SCHEMA, **summary_to_json(found)}
     click.echo(json.dumps(summary, indent=1) if options["as_json"] else _text(found))
@@ -70,7 +70,7 @@ def _tell(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _cases(db: Path | None, with_published: bool) -> tuple[list[Case], list[Left]]:
+def _compared(db: Path | None, with_published: bool) -> Compared:
     from itertools import chain
 
     store = open_store(db)
@@ -82,22 +82,23 @@ def _cases(db: Path | None, with_published: bool) -> tuple[list[Case], list[Left
         forecasts.save()
 
 
-def _fit(cases: Sequence[Case], left: Sequence[Left], coverage: float) -> Calibration:
+def _fit(compared: Compared, coverage: float) -> Calibration:
     from .. import __version__
 
     if not COVERAGES[0] <= coverage <= COVERAGES[1]:
         raise BadValue("coverage out of range", value=coverage, todo=f"Give {COVERAGES[0]} to {COVERAGES[1]}.")
     if importlib.util.find_spec("sklearn") is None:
         raise WhichloraError("calibration needs scikit-learn", todo="Run: pip install 'whichlora[calibrate]'.")
-    if not cases:
+    if not compared.cases:
         todo = (
             "Run `whichlora verify` on a card, or `whichlora profiles import` a pack, or leave the published ones in."
         )
         raise BadValue("no measurements to learn from", todo=todo)
     used = current_correction()
     return fit_corrections(
-        cases,
-        left,
+        compared.cases,
+        compared.left,
+        rows=compared.rows,
         coverage=coverage,
         replaces=None if used is None else used.version,
         whichlora=__version__,
