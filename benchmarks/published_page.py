@@ -91,7 +91,7 @@ def page() -> dict[str, str]:
         "# Against published measurements",
         _introduction(known),
         f"## The pack\n\n{_contents()}\n\nNot in it, though its source may judge something:\n\n{_left_out()}",
-        f"## Memory\n\n{_memory_text(known)}\n\n{_memory_table(memory.compared, known)}",
+        f"## Memory\n\n{_memory_text(known)}\n\n{_class_table(memory.compared)}\n\n{_memory_table(memory.compared, known)}",
         "![memory, predicted against published](published_memory.svg)",
         f"### Methods relative to each other\n\n{_relative_text()}\n\n{_relative_table(known)}",
         f"### Out of memory\n\n{_feasibility_text()}",
@@ -139,8 +139,23 @@ def _memory_text(known: Rehearsed) -> str:
     return (
         "Rows that may judge memory in bytes. Publications are up to three years old, and the libraries of then did other\n"
         "things; what of that the formula knows is a table of its own (`whichlora_estimators/stack.py`). Groups that differ\n"
-        "are explained row by row below."
+        "are explained row by row below. The first table is of the rows that their source specifies fully (class A), the\n"
+        "formula's errors; the second tells methods apart and puts rehearsals beside."
     )
+
+
+def _class_table(compared: Sequence[Compared]) -> str:
+    """Sum up the rows that their source specifies fully (class A), by source and in all."""
+    full = [one for one in compared if one.asked.completeness == "A"]
+    groups = [({"source": "all", "counter": ""}, full)]
+    groups += grouped(full, lambda one: {"source": one.asked.source, "counter": one.asked.metric})
+    rows = []
+    for name, group in groups:
+        summed = errors(group)
+        shares = [_percent(summed[key]) for key in ("median_abs_error", "p95_abs_error", "worst_abs_error")]
+        counter = name["counter"].removesuffix("_peak_bytes")
+        rows.append((name["source"], counter, str(summed["cells"]), str(len(group)), *shares))
+    return table(("source", "peak", "cells", "rows", "median", "p95", "worst"), rows)
 
 
 def _memory_table(compared: Sequence[Compared], known: Rehearsed) -> str:
