@@ -18,6 +18,7 @@ from whichlora_estimators.estimate import Estimate, Times, estimate
 from whichlora_estimators.gpus import context_bytes
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import ModelShape, load_model
+from whichlora_estimators.ranks import check_rank
 from whichlora_estimators.scaled import NotAffine, Scaled
 from whichlora_estimators.timeline import count_parameters
 from whichlora_estimators.units import format_bytes, format_seconds
@@ -210,6 +211,7 @@ def _rows(config: PickConfig, shape: ModelShape, workload: Workload, batch_sizes
         why = f"weights alone take {format_bytes(floor_bytes)} of {format_bytes(limit_bytes)}"
         return [replace(blank, rejected=(why,))]
     try:
+        check_rank(workload, config.stack)
         setup = _Setup(config, workload)
         return [_judged(config, blank, setup, batch) for batch in batch_sizes]
     except WhichloraError as error:

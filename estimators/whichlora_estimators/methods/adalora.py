@@ -16,7 +16,7 @@ from ..families.base import Model
 from ..layers import Build, Linear
 from ..tape import FP32, Tensor
 from ..workload import Workload
-from .base import Method, adapter_dtype, check_rank, method, trained, upcast
+from .base import Method, adapter_dtype, method, trained, upcast
 from .targets import adapted_linears
 
 #: What PEFT adapts by default, by model_type, where that differs from LoRA (peft/utils/constants.py).
@@ -38,7 +38,6 @@ class AdaLoraLinear:
     """base(x) + B((A * E) dropout(x)) * scaling / rank."""
 
     def __init__(self, layer: Linear, build: Build, workload: Workload) -> None:
-        check_rank(layer, workload.rank)
         self.layer, self.dropout = layer, workload.dropout
         add, rank = partial(trained, build, dtype=adapter_dtype(layer)), workload.rank
         self.a = add(f"{layer.name}.lora_A", rank, layer.in_features)
@@ -116,4 +115,5 @@ class AdaLora(Method):
             adapters = [AdaLoraLinear(layer, model.build, workload) for layer in linears]
         for adapter in adapters:
             adapter.layer.adapter = adapter
-        model.build.penalties.append(partial(_penalized, adapters))
+        if workload.task != "masked-lm":  # PEFT knows no such task, and calls the model inside of AdaLoRA's
+            model.build.penalties.append(partial(_penalized, adapters))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar, TypeVar
 
-from ..errors import BadValue
 from ..families.base import Model
 from ..layers import Build, Linear
 from ..stack import FP32_ADAPTERS
@@ -29,6 +28,8 @@ class Method(ABC):
     allows_checkpointing: ClassVar[bool] = True
     #: Whether the rank of the workload means something.
     has_rank: ClassVar[bool] = True
+    #: Whether a rank above a layer's width is no mistake.
+    allows_wide_ranks: ClassVar[bool] = False
     #: Whether PEFT lets biases of the model train beside the adapters.
     has_bias: ClassVar[bool] = True
     #: Whether layers may differ in rank.
@@ -45,14 +46,6 @@ def method(cls: C) -> C:
     assert first is None, f"{cls.name} is registered already, by {type(first).__name__}"
     METHODS[cls.name] = cls()
     return cls
-
-
-def check_rank(layer: Linear, rank: int) -> None:
-    """Refuse a rank above the smaller side of a layer: such an adapter has more parameters than what it replaces."""
-    widest = min(layer.in_features, layer.out_features)
-    if rank > widest > 1:  # a gate of one output is no mistake: all linear layers may include one
-        todo = f"{layer.name} is {layer.out_features} x {layer.in_features}: choose a rank up to {widest}."
-        raise BadValue("rank above the layer's width", value=rank, todo=todo)
 
 
 def adapter_dtype(layer: Linear) -> Dtype:

@@ -15,7 +15,7 @@ from ..reductions import column_sum_bytes
 from ..stack import DORA_REUSES_RESULT, FP32_ADAPTERS
 from ..tape import FP16, FP32, UINT8, Dtype, Tensor
 from ..workload import Workload
-from .base import Method, adapter_dtype, check_rank, method, trained, upcast
+from .base import Method, adapter_dtype, method, trained, upcast
 from .stacks import LoraStack, lora_targets
 from .targets import rank_of
 
@@ -25,7 +25,6 @@ class LoraLinear:
 
     def __init__(self, layer: Linear, build: Build, workload: Workload, *, freeze_a: bool = False) -> None:
         rank = rank_of(layer, workload)
-        check_rank(layer, rank)
         self.layer, self.dropout, dtype = layer, workload.dropout, adapter_dtype(layer)
         if layer.quantized and not build.tape.stack.does(FP32_ADAPTERS):
             dtype = FP32

@@ -17,7 +17,7 @@ from ..layers import Build, Folding, Linear, Stack
 from ..tape import Tensor
 from ..workload import Workload
 from .base import trained
-from .targets import adapted_linears
+from .targets import adapted_linears, is_target
 
 
 def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[tuple[Stack, int]]]:
@@ -26,21 +26,33 @@ def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[t
     Names that the experts' layers had before they were stacked stand for the stacks; two of them joined have twice the rank.
     """
     names = model.stack_names
-    if (
-        not names
-        or not model.build.stacks  # layers of their own, before transformers 5.0
-        or workload.targets is None
-        or (isinstance(workload.targets, str) and workload.targets != "all-linear")
-    ):
+    if not names or not model.build.stacks or workload.targets is None:  # before 5.0 they are layers of their own
         return adapted_linears(model, workload), []
-    if workload.targets == "all-linear":
+    targets = workload.targets
+    if targets == "all-linear":
         linears = [layer for layer in model.build.linears if layer.name.rpartition(".")[2] not in names]
-        wanted = set(names)
-    else:
-        wanted = set(workload.targets) & set(names)
-        rest = tuple(name for name in workload.targets if name not in names)
-        linears = adapted_linears(model, workload.with_(targets=rest)) if rest else []
-    return linears, list(_stacks(model, wanted, workload))
+        return linears, list(_stacks(model, set(names), workload))
+    if isinstance(targets, str):
+        targets = _last_names(model, targets)
+        if not targets:
+            return adapted_linears(model, workload), []  # which tells what there is
+    rest = tuple(name for name in targets if name not in names)
+    linears = adapted_linears(model, workload.with_(targets=rest)) if rest else []
+    return linears, list(_stacks(model, set(targets) & set(names), workload))
+
+
+def _last_names(model: Model, pattern: str) -> tuple[str, ...]:
+    """Return the last names of what a pattern means in a mixture: PEFT takes these instead, so layers are not told apart.
+
+    States _resolve_string_target_modules (peft/utils/transformers_weight_conversion.py, 0.21).
+    """
+    build = model.build
+    wholes = [layer.name for layer in (*build.linears, *build.heads)]
+    for stack in build.stacks:
+        wholes += [stack.name, stack.name.removesuffix(".weight")]
+        container = stack.name.rpartition(".")[0]
+        wholes += [f"{container}.{old}" for old, new in model.stack_names.items() if stack.name.endswith(f".{new}")]
+    return tuple(sorted({whole.rpartition(".")[2] for whole in wholes if is_target(whole, pattern)}))
 
 
 def _stacks(model: Model, wanted: set[str], workload: Workload) -> Iterator[tuple[Stack, int]]:

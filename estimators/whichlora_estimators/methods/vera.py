@@ -75,6 +75,8 @@ class Vera(Method):
     name = "vera"
     summary = "trained vectors behind a frozen random pair that all layers share (Kopiczko et al. 2024)"
 
+    allows_wide_ranks = True
+
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target its vectors."""
         layers = adapted_linears(model, workload, default=TARGETS.get(str(model.config.get("model_type"))))
