@@ -20,6 +20,9 @@ from .forecasts import Forecast, Forecasts, time_features
 FULLEST, LONGEST_S = 0.85, 60.0
 #: Steps, or generated tokens, that a run takes.
 RUN_STEPS, RUN_TOKENS = 8, 32
+#: At least so many bytes a weight, by quantization; batch and length of the training runs that are tried.
+_WEIGHT_BYTES = {"none": 2.0, "nf4": 0.5}
+_SIZES = ((1, 512), (4, 512), (4, 2048))
 _TARGETS = {"train": "step", "generate": "decode"}
 
 Report = Callable[[str], None]
@@ -36,7 +39,7 @@ def suggest(
     known = {case.cell for case in cases}
     found = [
         (workload, forecast)
-        for workload in _candidates()
+        for workload in _candidates(gpu)
         if f"{workload_id(workload)} {gpu.slug}" not in known and (forecast := _short(workload, gpu, forecasts))
     ]
     picked: list[Workload] = []
@@ -49,10 +52,13 @@ def suggest(
     return picked
 
 
-def _candidates() -> Iterator[Workload]:
+def _candidates(gpu: Gpu) -> Iterator[Workload]:
+    """Yield what may be run: default models whose weights alone leave room on the card, in a few setups each."""
     for name in default_models():
         shape = load_model(name, offline=True)
-        for quantization, batch, length, checkpointing in product(("none", "nf4"), (1, 4), (512, 2048), (False, True)):
+        room = FULLEST * gpu.total_bytes / (shape.parameters or 1)
+        stored = [quantization for quantization, each_bytes in _WEIGHT_BYTES.items() if each_bytes < room]
+        for quantization, (batch, length), checkpointing in product(stored, _SIZES, (False, True)):
             yield Workload(
                 model=name,
                 config=shape.config,
@@ -61,7 +67,7 @@ def _candidates() -> Iterator[Workload]:
                 seq_len=length,
                 checkpointing=checkpointing,
             )
-        for quantization, batch in product(("none", "nf4"), (1, 8)):
+        for quantization, batch in product(stored, (1, 8)):
             yield Workload(
                 model=name,
                 config=shape.config,

@@ -15,12 +15,14 @@ pytest.importorskip("sklearn")
 
 from benchmarks.shared_lab import RAN, Truth, errors, learnt, run, runs, workload
 from whichlora.cli import main
+from whichlora_calibration import predict
 from whichlora_estimators.gpus import find_gpu
-from whichlora_estimators.workload import workload_from_json
+from whichlora_estimators.workload import Workload, workload_from_json
 from whichlora_profiles_db import Measurement, open_store, workload_id
 
 CHROMIUM = shutil.which("chromium")
 CARDS = ("l4", "rtx-4090")
+SMALL_CARD = "rtx-2060-6gb"
 
 
 def made() -> list[Measurement]:
@@ -108,29 +110,19 @@ def test_what_is_learnt_is_in_use_until_it_is_refused(
 
 def test_suggested_runs_are_workloads_that_fit_and_are_new(store: Path) -> None:
     """Each line is a workload, no two are one, each is predicted to fit; what was measured is not suggested again."""
-    first = _suggested(3)
+    gpu, first = find_gpu(SMALL_CARD), _suggested(3)
     assert len({workload_id(work) for work in first}) == 3
-    for work in first:
-        found = invoke("estimate", "--workloads", _file(store, work), "--gpu", "l4", "--json")
-        assert json.loads(found.stdout)["process_bytes"] < find_gpu("l4").total_bytes
-    rng = random.Random(1)
-    open_store(store).add([run(work, "l4", Truth.of("l4", 0), rng, 2000 + n) for n, work in enumerate(first)])
+    assert all(predict(work, gpu, correction=None).estimate.process_bytes < gpu.total_bytes for work in first)
+    rng, truth = random.Random(1), Truth(memory=1.0, time=1.0)
+    open_store(store).add([run(work, gpu.slug, truth, rng, 2000 + number) for number, work in enumerate(first)])
     second = _suggested(3)
     assert not {workload_id(work) for work in first} & {workload_id(work) for work in second}
 
 
-def _suggested(count: int) -> list[Any]:
-    lines = calibrated("--suggest", count, "--gpu", "l4").stdout.splitlines()
+def _suggested(count: int) -> list[Workload]:
+    lines = calibrated("--suggest", count, "--gpu", SMALL_CARD).stdout.splitlines()
     assert len(lines) == count
     return [workload_from_json(json.loads(line)) for line in lines]
-
-
-def _file(store: Path, work: Any) -> Path:
-    from whichlora_profiles_db import workload_to_json
-
-    path = store.parent / "one.jsonl"
-    path.write_text(json.dumps(workload_to_json(work)), encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize(
@@ -161,7 +153,8 @@ def test_the_report_shows_what_was_learnt(store: Path) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the page")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        shown, problems = browser.new_page(), []
+        shown = browser.new_page()
+        problems: list[str] = []
         shown.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
         shown.on("pageerror", lambda error: problems.append(str(error)))
         shown.goto(page.as_uri(), timeout=90_000)

@@ -27,6 +27,7 @@ MODEL = load_model("facebook/opt-125m", offline=True)
 L4 = find_gpu("l4")
 #: A formula that moved by less than this is the one that was corrected.
 TOLERANCE = 0.005
+REMEDY = "run python -m benchmarks.make_correction"
 
 
 @pytest.mark.parametrize(
@@ -141,8 +142,8 @@ def test_the_shipped_correction_belongs_to_this_formula() -> None:
     forecasts = Forecasts()
     for name, predicted in list(samples.items())[::2]:
         id_, target = name.split()
-        found = known.get(id_)
-        environment = found and found.environment
-        now = found and forecasts.of(found.workload, environment.gpu or "", environment.versions).predicted[target]
-        assert now == pytest.approx(predicted, rel=TOLERANCE), "run python -m benchmarks.make_correction"
+        assert id_ in known, REMEDY
+        workload, environment = known[id_].workload, known[id_].environment
+        now = forecasts.of(workload, environment.gpu or "", environment.versions).predicted[target]
+        assert now == pytest.approx(predicted, rel=TOLERANCE), REMEDY
     assert len(samples) >= 12
