@@ -34,7 +34,9 @@ class Prefix:
         self.heads, self.head_dim = key_value_shape(model.config)
         #: Whether what the model returns holds on to the cache.
         kind = model.config.get("model_type")
-        self.returned = model.build.task == "causal" or (model.build.task == "seq-cls" and isinstance(model, Decoder))
+        self.returned = model.build.task in ("causal", "seq2seq") or (
+            model.build.task == "seq-cls" and isinstance(model, Decoder)
+        )
         self.returned &= kind not in WITHOUT_CACHE
         #: Gemma's cache is made for its config; others from slices of the prefix, without windows.
         self.of_config = str(model.config.get("model_type")).startswith(("gemma2", "gemma3_text"))
@@ -81,7 +83,8 @@ class Prefix:
         dropped = Cache(plain=True)
         pairs = _parts(permuted, [(4, *one)] * self.layers)
         for index, four in enumerate(pairs):
-            keys, values = _parts(_viewed(four, (2, *one)), [one, one])
+            pair = _viewed(four, (2, *one))
+            keys, values = _parts(_viewed(pair, pair.shape), [one, one])
             cache.update(2 * index, keys, values)
         for index, four in enumerate(pairs):
             keys, values = _parts(_viewed(four, (2, *one)), [one, one])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from whichlora_estimators.errors import Unsupported
 from whichlora_estimators.timeline import lay
 from whichlora_estimators.workload import Workload
 
@@ -24,15 +23,6 @@ def test_golden_cases() -> None:
 def test_parameters_are_those_of_the_real_model() -> None:
     """Every weight has the shape that Transformers gives it, for every config of the golden cases."""
     check_parameters(CASES)
-
-
-def test_fp16_is_refused() -> None:
-    """In fp16 the blocks clamp, which no formula states."""
-    workload = Workload(
-        model="refused", config={"model_type": "t5", "num_layers": 1}, task="seq2seq", precision="fp16-true"
-    )
-    with pytest.raises(Unsupported, match="fp16"):
-        lay(workload)
 
 
 def test_target_length_decides_the_logits() -> None:
