@@ -132,7 +132,7 @@ def test_keyboard_alone(page: Any, server: Running) -> None:
     page.focus("#memory")
     before = page.text_content("#memory_shown")
     page.keyboard.press("ArrowLeft")
-    assert page.text_content("#memory_shown") != before
+    page.wait_for_function("before => document.getElementById('memory_shown').value !== before", arg=before)
     page.focus("#rows tr.chosen button")
     page.keyboard.press("Enter")
     page.wait_for_selector("#detail:not([hidden])")

@@ -389,3 +389,14 @@ def test_metrics_count(server: Running) -> None:
     name = 'whichlora_requests_total{method="GET",route="/metrics",status="200"}'
     assert value(again, name) == value(text, name) + 1
     assert value(again, "whichlora_measurements ") == total
+
+
+def test_corrections_are_strict_json(server: Running) -> None:
+    """What no number is known for is null: browsers and other languages read no NaN."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    with server.client() as client:
+        for path in ("/v1/corrections/current", "/v1/corrections"):
+            json.loads(client.get(path).text, parse_constant=refuse)

@@ -122,6 +122,8 @@ def _gauges(lab: Lab) -> None:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, WhichloraError)
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 422)
+    if status == 503 and isinstance(error, StoreError):
+        error = StoreError("the store cannot be used now", todo="Try again; tell whoever runs the server.")
     headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_AFTER_S)}}.get(status)
     return _problem(status, problem(error), headers)
 

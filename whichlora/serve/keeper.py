@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -136,17 +136,14 @@ class Keeper:
             self._waiting -= 1
 
 
-class _temporary_files_in:  # noqa: N801
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
     """Put every temporary file of this process into a folder: the only one that SQL reaches."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        self._before, tempfile.tempdir = tempfile.tempdir, str(self._folder.resolve())
-
-    def __exit__(self, *_: object) -> None:
-        tempfile.tempdir = self._before
+    before, tempfile.tempdir = tempfile.tempdir, str(folder.resolve())
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _only(values: set[str | None]) -> str | None:

@@ -53,7 +53,8 @@ def _scores(found: Correction, table: Table) -> str:
             if part is None:
                 continue
             errors = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
-            inside = f"{part['coverage']:.0%}" if part.get("coverage") is not None else "-"
+            coverage = part.get("coverage")
+            inside = "-" if coverage is None or math.isnan(coverage) else f"{coverage:.0%}"
             lines.append([escape(name), label, *errors, inside, "yes" if part.get("applied") else "no"])
     headers = ("what", "held out", "formula", "corrected", "in interval", "applied")
     return table("Held-out errors", headers, lines, right=(2, 3, 4), wide=0)
@@ -65,7 +66,7 @@ def card_offsets(found: Correction | None, gpu: str, table: Table) -> Iterator[s
         yield paragraph("No correction is in use: every number is the formula's.")
         return
     lines = [_offset(name, target, gpu) for name, target in found.targets.items()]
-    headers = ("what", "measured here", "applied", "this card's factor", "measured over predicted")
+    headers = ("what", "learnt from this card", "applied", "this card's factor", "measured over predicted")
     yield table("Corrections on this card", headers, lines, right=(3, 4), wide=0)
     yield paragraph(f"The last column holds {found.coverage:.0%} of held-out runs.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import cache
 from typing import Annotated, Any
@@ -73,8 +74,20 @@ router = APIRouter(responses=PROBLEMS, dependencies=[Depends(needs(Role.READER))
 
 
 def as_json(content: Any) -> Response:
-    """Answer with JSON as it is."""
-    return Response(json.dumps(content), media_type="application/json")
+    """Answer with JSON; a number that there is not (of too few runs, say) is null."""
+    try:
+        text = json.dumps(content, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(content), allow_nan=False)
+    return Response(text, media_type="application/json")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @remembered.post("/v1/estimate", response_model=schemas.Answer, tags=["predictions"], openapi_extra=READS)

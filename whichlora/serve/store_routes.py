@@ -135,9 +135,10 @@ async def put_pack(
         raise
     try:
         return _accepted(lab, await asyncio.wrap_future(running))
-    except BadPack:
+    except BadPack as error:  # which says where on this machine the rows lie: that is for whoever runs the server
         lab.metrics.refused.inc()
-        raise
+        todo = "Nothing was taken. `whichlora profiles check` tells what is wrong with it."
+        raise BadPack(error.what, value=sha256, todo=todo) from None
 
 
 async def _received(request: Request, path: FilePath, sha256: str) -> None:
