@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from whichlora_calibration.calibrate import GROUP_OF, Calibration, Held, TargetScores
+from whichlora_calibration.calibrate import FEWEST_GROUPS, GROUP_OF, WINS, Calibration, Held, TargetScores
 from whichlora_calibration.cases import MEMORY, Case, Compared, Left
 from whichlora_calibration.correction import KNOWN_CARD
 from whichlora_calibration.fit import candidates, held_out, weighted_quantile
@@ -47,7 +47,8 @@ def _parts(found: Calibration, compared: Compared) -> Iterator[str]:
     yield f"<header>{lead}</header>"
     note = (
         "Median errors of predictions made while every run of the same model, or of the same card, was held out. A correction"
-        " is applied where it beats the formula in at least 80% of resamplings of whole groups."
+        f" is applied where it beats the formula in at least {WINS:.0%} of resamplings of whole groups, of {FEWEST_GROUPS}"
+        " groups or more."
     )
     yield section("Held-out errors", paragraph(note), _scores(found))
     for name, scores in found.targets.items():
@@ -220,8 +221,7 @@ def _some(cases: Sequence[Case], share: float) -> list[Case]:
 
 
 def _error(name: str, cases: Sequence[Case]) -> float:
-    tried = candidates(name)[1:2]
-    found = held_out(cases, GROUP_OF[KNOWN_CARD], tried)
+    found = held_out(cases, GROUP_OF[KNOWN_CARD], candidates(name))
     errors = [abs(math.expm1(case.log_ratio - correction)) for case, correction in zip(cases, found, strict=True)]
     return weighted_quantile(errors, [case.weight for case in cases], 0.5)
 

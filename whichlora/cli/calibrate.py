@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from whichlora_calibration.calibrate import Calibration, summary_to_json
+from whichlora_calibration.calibrate import FEWEST_GROUPS, Calibration, summary_to_json
 from whichlora_calibration.calibrate import calibrate as fit_corrections
 from whichlora_calibration.cases import Case, Compared, cases_of
 from whichlora_calibration.current import correction_path, current_correction, save_correction
@@ -123,7 +123,12 @@ def _text(found: Calibration) -> str:
             part = scores.correction.scores[group]
             errors = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
             spread = f"{part['gain_low']:+.1%} to {part['gain_high']:+.1%}"
-            applied = "yes" if part["applied"] else "no: not better on held-out runs"
+            why = (
+                f"fewer than {FEWEST_GROUPS} {label}s"
+                if part["groups"] < FEWEST_GROUPS
+                else "not better on held-out runs"
+            )
+            applied = "yes" if part["applied"] else f"no: {why}"
             rows.append((name, label, str(part["cells"]), *errors, spread, _share(part["coverage"]), applied))
     headers = ("what", "held out", "cells", "formula", "corrected", "gain, middle 90%", "in interval", "applied")
     lines = [table(headers, rows, right=range(2, 7))]
