@@ -85,7 +85,7 @@ def test_choose_slide_click_and_run(page: Any, server: Running) -> None:
     assert "formula" in shown or "corrected" in shown
     assert page.locator("#detail-legend li").count() >= 4
     page.get_by_role("button", name="Copy command").click()
-    page.wait_for_function("document.getElementById('status').textContent === 'Copied.'")
+    sync_api.expect(page.locator("#status")).to_have_text("Copied.")
     command = shlex.split(page.text_content("#command"))
     assert command[0] == "whichlora"
     said = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True, timeout=120)
@@ -132,7 +132,7 @@ def test_keyboard_alone(page: Any, server: Running) -> None:
     page.focus("#memory")
     before = page.text_content("#memory_shown")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("before => document.getElementById('memory_shown').value !== before", arg=before)
+    sync_api.expect(page.locator("#memory_shown")).not_to_have_text(before)
     page.focus("#rows tr.chosen button")
     page.keyboard.press("Enter")
     page.wait_for_selector("#detail:not([hidden])")
