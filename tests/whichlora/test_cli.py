@@ -100,7 +100,7 @@ def test_workload_lines_are_answered_in_order(tmp_path: Path) -> None:
         (["--gpu", "l4"], "MODEL"),
         (["gpt2", "--gpu", "l4", "--seq-len", "-5"], "-5"),
         (["gpt2", "--gpu", "l4", "--batch-size", "0"], "0"),
-        (["gpt2", "--gpu", "l4", "--rank", "100000"], "100000"),
+        (["gpt2", "--gpu", "l4", "--rank", "-3"], "-3"),
         (["gpt2", "--gpu", "l4", "--method", "lorra"], "lorra"),
         (["gpt2", "--gpu", "l4", "--targets", "w_proj"], "w_proj"),
         (["gpt2", "--gpu", "l4", "--targets", ","], ","),
