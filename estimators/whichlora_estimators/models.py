@@ -237,11 +237,17 @@ def _read_json(path: Path) -> Any:
 
 
 def _download_config(name: str, *, offline: bool) -> Path:
-    """Fetch a repository's config.json into the Hub's cache, or say which of the many reasons prevents it."""
-    from huggingface_hub import constants, errors, hf_hub_download
+    """Find a repository's config.json in the Hub's cache, or fetch it there, or say what prevents that.
+
+    What is cached is taken as it is: without a network, the client would try for half a minute to look for a newer one.
+    """
+    from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
     offline = offline or constants.HF_HUB_OFFLINE
     try:
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return Path(cached)
         return Path(hf_hub_download(name, "config.json", local_files_only=offline))
     except errors.HFValidationError as error:
         raise _unknown(name, "Nor can a model of the Hub be called so.") from error

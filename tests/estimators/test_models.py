@@ -468,7 +468,10 @@ REPOSITORIES = {
 class HubHandler(http.server.BaseHTTPRequestHandler):
     """Answers for config.json as the Hub does, headers included."""
 
+    requests = 0
+
     def do_GET(self) -> None:
+        type(self).requests += 1
         name = "/".join(self.path.split("/")[1:3])
         status, body, code = REPOSITORIES.get(name, (404, "", None))
         if (name, self.command) == ("lab/broken", "GET"):
@@ -537,6 +540,9 @@ def test_the_hub_is_asked_for_what_nobody_else_knows(hub: str, tmp_path: Path) -
     assert "asking the Hub failed" in refused[1]
     assert "did not answer" in broken[1]
     assert ask(["lab/good"], tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")[0] == good
+    asked = HubHandler.requests
+    assert ask(["lab/good"], tmp_path, HF_ENDPOINT=hub)[0] == good
+    assert HubHandler.requests == asked, "what is cached needs no network"
 
 
 def test_offline_says_so_and_names_the_nearest(tmp_path: Path) -> None:
