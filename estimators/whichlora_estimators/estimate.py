@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .allocator import AllocatorConfig, CachingAllocator
 from .gpus import Gpu, context_bytes
-from .roofline import lane_times
+from .roofline import RooflineConstants, lane_times
 from .stack import NEWEST_STACK, Stack
 from .tape import Kernel
 from .timeline import DECODE_STEPS, Segment, Timeline, lay
@@ -165,12 +165,17 @@ class Times:
         )
 
 
-def times_of(timeline: Timeline, kernels: Sequence[Kernel], gpu: Gpu) -> Times:
-    """Return the times of a timeline on a card, with these launches in place of its own."""
+def times_of(
+    timeline: Timeline, kernels: Sequence[Kernel], gpu: Gpu, *, constants: RooflineConstants | None = None
+) -> Times:
+    """Return the times of a timeline on a card, with these launches in place of its own.
+
+    Give other `constants` for what the roofline would say had it been fitted otherwise.
+    """
 
     def seconds(segments: Iterable[Segment], *, recording: bool = False) -> float:
         launched = [kernel for s in segments for kernel in kernels[s.first.kernel : s.last.kernel]]
-        return lane_times(launched, gpu, recording=recording).total_s
+        return lane_times(launched, gpu, constants=constants, recording=recording).total_s
 
     by_label = {segment.label: segment for segment in timeline.order}
     if "prefill" not in by_label:
