@@ -7,6 +7,7 @@ from typing import Any
 
 from whichlora_calibration import CURRENT, Choice, Prediction, predict
 from whichlora_estimators.errors import WhichloraError
+from whichlora_estimators.families import all_families
 from whichlora_estimators.gpus import Gpu, find_gpu
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import ModelShape, load_model
@@ -48,13 +49,16 @@ def estimate(
 def make_workload(
     shape: ModelShape, *, method: str = "lora", checkpointing: bool | None = None, **setup: Any
 ) -> Workload:
-    """Describe a workload with the defaults that `estimate` documents."""
+    """Describe a workload with the defaults that `estimate` documents; a model of one task is trained for that."""
     if method in JOINED_METHODS:
         method, joined = JOINED_METHODS[method]
         setup["quantization"] = joined
     if checkpointing is None:
         allowed = setup.get("phase", "train") == "train" and find_method(method).allows_checkpointing
         checkpointing = allowed and checkpoints_by_default(shape)
+    recipe = all_families().get(shape.family)
+    if recipe is not None and len(recipe.tasks) == 1:
+        setup = {"task": recipe.tasks[0], **setup}
     return Workload(model=shape.name, config=shape.config, method=method, checkpointing=checkpointing, **setup)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from whichlora_calibration import CURRENT, Choice, Prediction, predict
+from whichlora_estimators.caveats import caveats
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.models import load_model
@@ -58,7 +59,7 @@ correction_option = click.option(
     "--method", "methods", multiple=True, default=["lora"], show_default=True, help="Also qlora, dora, full, …"
 )
 @click.option(
-    "--quantization", "quantizations", multiple=True, help="none, nf4 or int8 (default: none; nf4 for qlora)."
+    "--quantization", "quantizations", multiple=True, help="none, nf4, fp4 or int8 (default: none; nf4 for qlora)."
 )
 @click.option("--rank", "ranks", multiple=True, type=int, default=[16], show_default=True)
 @click.option("--targets", default="all-linear", show_default=True, help="Names with commas between, or all-linear.")
@@ -117,9 +118,12 @@ def estimate(
         )
         return
     stack = parse_stack(options["stack"])
+    asked = list(_combinations(models, options))
+    for text in dict.fromkeys(f"{workload.model}: {each}" for workload in asked for each in caveats(workload, stack)):
+        click.echo(text, err=True)
     predictions = [
         predict(workload, find_gpu(gpu), stack=stack, correction=options["correction"])
-        for workload in _combinations(models, options)
+        for workload in asked
         for gpu in dict.fromkeys(gpus)
     ]
     if as_json:

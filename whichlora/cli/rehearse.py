@@ -15,8 +15,7 @@ from whichlora_estimators.units import format_bytes
 from whichlora_estimators.workload import Workload, workload_from_json
 from whichlora_profiles_db import open_store
 
-from ..api import SCHEMA, checkpoints_by_default
-from ..pickconfig import JOINED_METHODS
+from ..api import SCHEMA, make_workload
 from ..rehearse import CHECKPOINT, CONFIG, UNLIMITED, OtherStack, Rehearsal, answer, find_card, make_stack
 from ..rehearse import rehearse as rehearse_workloads
 from ..rehearse.adapters import METHODS, check
@@ -151,11 +150,7 @@ def combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[W
     for name in models:
         shape = load_model(name, offline=options["offline"])
         for setup in setups(options):
-            if setup.get("method") in JOINED_METHODS:
-                setup["method"], setup["quantization"] = JOINED_METHODS[setup["method"]]
-            if setup.get("checkpointing", False) is None:
-                setup["checkpointing"] = checkpoints_by_default(shape)
-            yield Workload(model=shape.name, config=shape.config, **setup)
+            yield make_workload(shape, **setup)
 
 
 def _stacks(options: dict[str, Any]) -> Iterator[OtherStack | None]:

@@ -13,7 +13,7 @@ from whichlora_estimators.workload import BIASES, TASKS
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--task", type=click.Choice(TASKS), default="causal", show_default=True, help="What is trained for."),
+    click.option("--task", type=click.Choice(TASKS), help="Default: causal, or all that the model is for."),
     click.option("--target-pattern", help="Regular expression for whole names of layers, in place of --targets."),
     click.option(
         "--rank-pattern", multiple=True, metavar="NAME=RANK", help="Layers with a rank of their own; repeat for more."
@@ -23,6 +23,12 @@ _OPTIONS = (
     ),
     click.option("--bias", type=click.Choice(BIASES), default="none", show_default=True, help="Biases that train."),
     click.option("--reentrant", is_flag=True, help="Checkpointing as before PyTorch's newer way (use_reentrant=True)."),
+    click.option(
+        "--kbit-preparation/--no-kbit-preparation",
+        default=True,
+        show_default=True,
+        help="Of quantized weights: prepare_model_for_kbit_training, which makes the others fp32.",
+    ),
     click.option(
         "--accumulation", type=int, default=1, show_default=True, help="Passes before each step of the optimizer."
     ),
@@ -36,7 +42,7 @@ _OPTIONS = (
 )
 
 #: The names of what these options give.
-SETUP_NAMES = {"task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant"}
+SETUP_NAMES = {"task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant", "kbit_preparation"}
 SETUP_NAMES |= {"accumulation", "clip_grad_norm", "trainer", "static_cache"}
 
 
@@ -49,7 +55,9 @@ def setup_options(command: F) -> F:
 
 def training_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a workload that these options ask for. Raises BadValue."""
-    fields = {name: options[name] for name in ("task", "bias", "reentrant", "accumulation", "clip_grad_norm")}
+    fields = {} if options["task"] is None else {"task": options["task"]}
+    names = ("bias", "reentrant", "kbit_preparation", "accumulation", "clip_grad_norm")
+    fields |= {name: options[name] for name in names}
     fields["output_kept"] = not options["trainer"]
     fields["modules_to_save"] = _names(options["modules_to_save"])
     fields["rank_pattern"] = dict(_ranked(text) for text in options["rank_pattern"])
