@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib import import_module
 from typing import Any
 
@@ -34,7 +35,7 @@ class _Failed(click.ClickException):
 
 
 class _Group(click.Group):
-    """Imports commands when they are called, and turns the one family of errors into exit code 2."""
+    """Imports commands when they are called, and turns the one family of errors, and the system's, into exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the commands in the order of use."""
@@ -53,6 +54,13 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except WhichloraError as error:
             raise _Failed(str(error)) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read us has had enough: click ends quietly
+                raise
+            todo = (
+                f"{error.strerror or type(error).__name__}: check the path, your rights there and the room on the disk."
+            )
+            raise _Failed(str(WhichloraError("cannot read or write", value=error.filename, todo=todo))) from None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

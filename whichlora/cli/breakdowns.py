@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from whichlora_estimators.errors import BadValue
 from whichlora_estimators.units import format_bytes
 
 from ..rehearse.breakdown import Breakdown
 from .tables import table
+
+
+def check_page(path: Path | None) -> None:
+    """Refuse a page that could not be written, before anything runs for it. Raises BadValue."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise BadValue("no file can be written there", value=str(path), todo="Name a file in a folder that exists.")
 
 
 def explanation(breakdown: Breakdown, *, most: int = 20) -> str:

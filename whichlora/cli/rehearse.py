@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from whichlora_estimators.errors import BadValue, WhichloraError
+from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.models import load_model
 from whichlora_estimators.units import format_bytes
 from whichlora_estimators.workload import Workload, workload_from_json
@@ -21,7 +22,8 @@ from ..rehearse import rehearse as rehearse_workloads
 from ..rehearse.adapters import METHODS, check
 from ..rehearse.icicle import write_icicle
 from ..rehearse.rehearsals import LOADS, TIMEOUT_S
-from .breakdowns import explanation
+from ..rehearse.stacks import parse_stack
+from .breakdowns import check_page, explanation
 from .cluster import cluster_options, echo_sweeps, sweeps
 from .estimate import estimate, read_lines, setup_text, setups
 from .rehearse_script import rehearse_command
@@ -112,37 +114,58 @@ def rehearse(models: tuple[str, ...], gpus: tuple[str, ...], workloads: Path | N
     After -- comes any training script's own command line: it runs unmodified on the card that is not there.
     """
     script = click.get_current_context().meta.get(_SCRIPT)
+    check_forms(models, workloads, options, script)
+    check_page(options["html"])
     if script is not None:
         rehearse_command(script, gpus, options)
-    if workloads is not None and options["timed"]:
+    elif workloads is not None and options["timed"]:
         echo_times([line for line in parsed(workloads) if isinstance(line, Workload)], gpus, options)
-        return
-    if workloads is not None:
+    elif workloads is not None:
         _echo_workloads(parsed(workloads), gpus, options)
-        return
-    if not models or not gpus:
+    elif not models or not gpus:
         missing = "MODEL" if not models else "--gpu"
         todo = "Example: whichlora rehearse meta-llama/Llama-3.1-8B --gpu rtx-4090."
         raise BadValue(f"no {missing} given", todo=todo)
-    asked = list(combinations(models, options))
-    if options["timed"]:
-        echo_times(asked, gpus, options)
-        return
-    options["load"] = options["load"] or CHECKPOINT
-    found = [
-        rehearsal
-        for stack in _stacks(options)
-        for gpu in dict.fromkeys(gpus)
-        for rehearsal in _rehearsals(asked, gpu, options, stack)
-    ]
-    if options["as_json"]:
-        click.echo(json.dumps({"schema": SCHEMA, "rehearsals": [answer(each) for each in found]}, indent=1))
+    elif options["timed"]:
+        echo_times(list(combinations(models, options)), gpus, options)
     else:
-        click.echo(_table(found))
-    _explain(found, options)
+        _echo_models(models, gpus, options)
 
 
 rehearse.params[3:3] = [param for param in estimate.params if param.name in SHARED]
+
+
+def check_forms(
+    models: tuple[str, ...], workloads: Path | None, options: dict[str, Any], script: list[str] | None = None
+) -> None:
+    """Refuse what would be passed over in silence: two things to run at once, and a sweep of what is no file."""
+    forms = {"MODEL": models or None, "--workloads": workloads, "a script behind --": script}
+    given = [name for name, value in forms.items() if value is not None]
+    if len(given) > 1:
+        raise BadValue("more than one thing to run", value=" and ".join(given), todo="Run one after the other.")
+    if options["cluster"] and workloads is None:
+        todo = "Give a file: --workloads workloads.jsonl."
+        raise BadValue("a sweep over a cluster wants --workloads", value=f"--cluster {options['cluster']}", todo=todo)
+
+
+def _echo_models(models: tuple[str, ...], gpus: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Rehearse models on every card under every stack; what is wrong with the last of these is said before the first."""
+    asked = list(combinations(models, options))
+    cards = [find_card(gpu) for gpu in dict.fromkeys(gpus)]
+    for text in options["stacks"]:
+        parse_stack(text)
+    options["load"] = options["load"] or CHECKPOINT
+    found: list[Rehearsal] = []
+    try:
+        for stack in _stacks(options):
+            for card in cards:
+                found.extend(_rehearsals(asked, card, options, stack))
+    finally:  # after Ctrl-C too, what is done is shown
+        if found and options["as_json"]:
+            click.echo(json.dumps({"schema": SCHEMA, "rehearsals": [answer(each) for each in found]}, indent=1))
+        elif found:
+            click.echo(_table(found))
+    _explain(found, options)
 
 
 def combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
@@ -160,10 +183,10 @@ def _stacks(options: dict[str, Any]) -> Iterator[OtherStack | None]:
 
 
 def _rehearsals(
-    asked: list[Workload], gpu: str, options: dict[str, Any], stack: OtherStack | None = None
+    asked: list[Workload], card: Gpu, options: dict[str, Any], stack: OtherStack | None = None
 ) -> Iterator[Rehearsal]:
     """Rehearse, telling of each on stderr as it is done."""
-    card, count = find_card(gpu), 0
+    count = 0
 
     def tell(rehearsal: Rehearsal) -> None:
         nonlocal count
@@ -262,7 +285,8 @@ def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...
     if options["cluster"]:
         echo_sweeps(lines, _on_cluster(asked, gpus, options), as_json=options["as_json"], line=_line)
         return
-    found = _rehearsals(asked, gpus[0] if gpus else UNLIMITED, options, next(_stacks(options)))
+    card = find_card(gpus[0] if gpus else UNLIMITED)
+    found = _rehearsals(asked, card, options, next(_stacks(options)))
     explained = []
     for line in lines:
         rehearsal = next(found) if isinstance(line, Workload) else None

@@ -15,9 +15,10 @@ from whichlora_estimators.units import format_bytes
 
 from ..api import SCHEMA
 from ..rehearse.icicle import write_icicle
-from ..rehearse.script import ScriptRun, rehearse_script, smallest_card
+from ..rehearse.pool import ended_by
+from ..rehearse.script import ScriptRun, comes_from_stdin, rehearse_script, smallest_card
 from ..rehearse.script import answer as script_answer
-from .breakdowns import explanation
+from .breakdowns import check_page, explanation
 from .rehearse_time import time_lines
 from .tables import table
 
@@ -30,12 +31,13 @@ def rehearse_command(command: list[str], gpus: tuple[str, ...], options: dict[st
     if options["stacks"]:
         todo = "Name the Python of that environment: whichlora rehearse --gpu rtx-4090 -- /path/to/bin/python train.py."
         raise BadValue("a script runs in its own environment", value=", ".join(options["stacks"]), todo=todo)
+    check_page(options["html"])
     explain = options["explain"] or options["html"] is not None
     settings = {name: options[name] for name in ("alloc_conf", "routing", "stand_ins")}
-    timed = options["timed"]
-    run = rehearse_script(command, gpus[0], explain=explain, timed=timed, stdout=sys.stderr, **settings)
+    timed, stdin = options["timed"], sys.stdin.buffer.read() if comes_from_stdin(command) else None
+    run = rehearse_script(command, gpus[0], explain=explain, timed=timed, stdin=stdin, stdout=sys.stderr, **settings)
     searched = options["smallest"] and run.outcome != "failed"
-    smallest = _search(run, settings) if searched else None
+    smallest = _search(run, {**settings, "stdin": stdin or b""}) if searched else None
     if options["as_json"]:
         found = {"smallest_card": smallest.slug if smallest else None} if searched else {}
         click.echo(json.dumps({"schema": SCHEMA, **script_answer(run), **found}, indent=1))
@@ -47,7 +49,7 @@ def rehearse_command(command: list[str], gpus: tuple[str, ...], options: dict[st
             click.echo(f"\n{explanation(run.breakdown)}")
     if options["html"] is not None and run.breakdown:
         write_icicle([(" ".join(run.command), run.breakdown)], options["html"])
-    sys.exit(run.exit_code)
+    sys.exit(run.exit_code if run.exit_code >= 0 else 128 - run.exit_code)  # by a signal: as shells say it
 
 
 def _search(run: ScriptRun, settings: dict[str, Any]) -> Gpu | None:
@@ -66,15 +68,20 @@ def _card(gpu: Gpu) -> str:
 
 
 def _text(run: ScriptRun) -> str:
-    verdicts = {"ok": "fits", "oom": "does-not-fit: it ran out of memory", "failed": "failed"}
-    lines = [f"{run.gpu.name}, {format_bytes(run.gpu.total_bytes)}: {verdicts[run.outcome]}"]
+    verdicts = {
+        "ok": "fits",
+        "oom": "does-not-fit: it ran out of memory",
+        "failed": f"failed ({ended_by(run.exit_code)})",
+    }
+    verdict = "interrupted: this is what it took until then" if run.interrupted else verdicts[run.outcome]
+    lines = [f"{run.gpu.name}, {format_bytes(run.gpu.total_bytes)}: {verdict}"]
     for name in ("allocated_peak", "reserved_peak", "process", "managed_peak"):
         size = getattr(run, f"{name}_bytes")
         if size:
             lines.append(f"{name.replace('_', ' ')}: {format_bytes(size)}")
     if run.allocated_peak_bytes is None:
         lines.append("no process that used the card lived to tell what it took")
-    if run.ooms and run.outcome == "ok":
+    if run.ooms and run.outcome != "oom":
         lines.append(f"it ran out of memory and went on: {run.ooms} times")
     lines += [f"{name}: {text}" for name in ("where", "phase", "error", "missing") if (text := getattr(run, name))]
     lines += [_stand_in(**made) for made in run.stand_ins]

@@ -104,15 +104,18 @@ def _adafactor(parameters: Iterable[Any]) -> Any:
     return optimization.Adafactor(parameters)
 
 
+_BITSANDBYTES = {
+    "adamw-8bit": "AdamW8bit",
+    "paged-adamw": "PagedAdamW",
+    "paged-adamw-8bit": "PagedAdamW8bit",
+    "lion-8bit": "Lion8bit",
+    "paged-lion-8bit": "PagedLion8bit",
+}
 OPTIMIZERS: dict[str, Callable[[Iterable[Any]], Any]] = {
     "adamw": _torch("AdamW"),
     "adamw-fused": _torch("AdamW", fused=True),
     "adamw-loop": _torch("AdamW", foreach=False),
-    "adamw-8bit": _bitsandbytes("AdamW8bit"),
-    "paged-adamw": _bitsandbytes("PagedAdamW"),
-    "paged-adamw-8bit": _bitsandbytes("PagedAdamW8bit"),
-    "lion-8bit": _bitsandbytes("Lion8bit"),
-    "paged-lion-8bit": _bitsandbytes("PagedLion8bit"),
+    **{name: _bitsandbytes(kind) for name, kind in _BITSANDBYTES.items()},
     "sgd": _torch("SGD"),
     "sgd-momentum": _torch("SGD", momentum=0.9),
     "adafactor": _adafactor,
@@ -136,6 +139,11 @@ def check(workload: Workload) -> None:
     elif workload.method == FULL and workload.quantization != "none":
         todo = 'Choose an adapter ("lora"), or no quantization.'
         raise Unsupported("weights that are quantised are not trained", value=workload.quantization, todo=todo)
+
+
+def wants_bitsandbytes(workload: Workload) -> bool:
+    """Say whether a workload needs bitsandbytes: for its weights, or for the optimizer that trains it."""
+    return workload.quantization != "none" or (workload.phase == "train" and workload.optimizer in _BITSANDBYTES)
 
 
 def adapt(model: Any, workload: Workload) -> Any:

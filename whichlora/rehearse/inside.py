@@ -23,7 +23,9 @@ from .phases import Phases
 FOLDER, EXPLAIN = "WHICHLORA_REHEARSAL_FOLDER", "WHICHLORA_REHEARSAL_EXPLAIN"
 LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "peft", "torch", "transformers", "trl")
 _MOST_EVENTS = 10_000_000
+OOM = "OutOfMemoryError"  # torch's, by its name: torch may not be imported here
 _LONGEST_ERROR = 2000
+_MOST_CAUSES = 20
 _INSTALLED = ("/site-packages/", "/dist-packages/", "<frozen ")
 
 _phases = Phases()
@@ -53,8 +55,19 @@ def _control() -> Any:
     return import_module("whichlora_null.control")
 
 
+def _first_cause(problem: BaseException) -> BaseException:
+    """Return the out-of-memory error that an error of another kind was raised from, if it was, else the error itself."""
+    cause: BaseException | None = problem
+    for _ in range(_MOST_CAUSES):
+        if cause is None or type(cause).__name__ == OOM:
+            break
+        cause = cause.__cause__
+    return cause if cause is not None and type(cause).__name__ == OOM else problem
+
+
 def _describe(problem: BaseException) -> dict[str, str]:
     """Return what was raised, and from which line of the script's own it came."""
+    problem = _first_cause(problem)
     frames = traceback.extract_tb(problem.__traceback__)
     own = [frame for frame in frames if not any(part in frame.filename for part in _INSTALLED)]
     last = (own or frames)[-1:]
@@ -85,7 +98,9 @@ def _report() -> None:
     if os.environ.get(EXPLAIN):
         seen["breakdown"] = _breakdown(torch, seen["allocated_peak_bytes"])
     path = Path(os.environ[FOLDER]) / f"{os.getpid()}.json"
-    path.write_text(json.dumps(seen), encoding="utf-8")
+    whole = path.with_suffix(".part")
+    whole.write_text(json.dumps(seen), encoding="utf-8")
+    whole.replace(path)  # a report that a full disk cuts off is none
 
 
 def _versions(torch: Any) -> dict[str, str]:
@@ -129,7 +144,13 @@ def decompose_on_host(linalg: ModuleType) -> None:
         setattr(linalg, name, on_host(getattr(linalg, name)))
 
 
+def _report_of_forked(util: ModuleType) -> None:
+    """Have processes that multiprocessing forks report too: they end without what atexit was told."""
+    util.register_after_fork(_phases, lambda _: util.Finalize(None, _report, exitpriority=0))
+
+
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "torch.cuda": _record_history,
     "torch.linalg": decompose_on_host,
+    "multiprocessing.util": _report_of_forked,
 }

@@ -21,7 +21,8 @@ from whichlora_estimators.errors import WhichloraError
 START_TIMEOUT_S = 300.0
 _LAST_WORDS = 400
 _CHUNK_BYTES = 1 << 16
-_OUR_PACKAGES = ("whichlora", "whichlora_estimators", "whichlora_profiles_db", "whichlora_calibration")
+_LAST_BREATH_S = 5.0
+OUR_PACKAGES = ("whichlora", "whichlora_estimators", "whichlora_profiles_db", "whichlora_calibration")
 
 Job = tuple[int, Mapping[str, Any]]  # (place in the input, what the worker is sent)
 Answer = tuple[int, dict[str, Any]]
@@ -103,6 +104,7 @@ class Pool:
                     self._drop(worker)
                     return
         if messages is None:
+            worker.let_end()
             self._drop(worker)
             yield from worker.failure(f"the worker process ended ({worker.how_it_ended()})")
 
@@ -173,10 +175,14 @@ class _Worker:
             yield self.job[0], {"outcome": "failed", "error": error, "environment": self.environment}
             self.job = None
 
+    def let_end(self) -> None:
+        """Wait for a process that has closed its stdout to end by itself: killed, it could not tell how it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_BREATH_S)
+
     def how_it_ended(self) -> str:
         """Return its signal or exit status."""
-        status = self._process.wait()
-        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return ended_by(self._process.wait())
 
     def end(self) -> None:
         """Kill the process and all that it started, if it still runs."""
@@ -201,7 +207,19 @@ class _Worker:
         return lines[-1] if lines else ""
 
 
+def ended_by(status: int) -> str:
+    """Say what a process's return code means: the signal that ended it, or its exit status."""
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def python_path(first: str) -> str:
     """Return a PYTHONPATH on which a worker finds our packages where this process found them."""
-    folders = dict.fromkeys(str(Path(str(import_module(name).__file__)).parents[1]) for name in _OUR_PACKAGES)
+    folders = dict.fromkeys(str(Path(str(import_module(name).__file__)).parents[1]) for name in OUR_PACKAGES)
     return os.pathsep.join(filter(None, [first, *folders]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import PhasePeak, Store, environment_from_json, workload_to_json
 
 from . import breakdown
-from .adapters import check
+from .adapters import check, wants_bitsandbytes
 from .cards import UNLIMITED, find_card
-from .pool import Pool
+from .pool import Pool, processors
 from .records import Rehearsal
 from .stacks import OtherStack
 from .stored import card_fields, environment_here, measurement, remembered, version_of_ours
@@ -90,7 +89,7 @@ def rehearse(
 
 
 def _packages_for(asked: Iterable[Workload], load: str) -> tuple[str, ...]:
-    quantized = ("bitsandbytes",) if any(map(_wants_bitsandbytes, asked)) else ()
+    quantized = ("bitsandbytes",) if any(map(wants_bitsandbytes, asked)) else ()
     return (*_NEEDED, *quantized, *(("accelerate",) if load == CHECKPOINT else ()))
 
 
@@ -109,16 +108,7 @@ def _checked(jobs: int | None, timeout_s: float) -> int:
         raise BadValue("jobs must be positive", value=jobs, todo="Give 1 or more.")
     if not timeout_s > 0:
         raise BadValue("timeout must be a positive time", value=timeout_s, todo="Give seconds.")
-    if hasattr(os, "sched_getaffinity"):  # Linux: the processors that this process may use
-        return jobs or len(os.sched_getaffinity(0))
-    return jobs or os.cpu_count() or 1
-
-
-def _wants_bitsandbytes(workload: Workload) -> bool:
-    trains = workload.phase == "train"
-    return workload.quantization != "none" or (
-        trains and workload.optimizer.startswith(("paged", "adamw-8bit", "lion-8bit"))
-    )
+    return jobs or processors()
 
 
 def environment_of(gpu: Gpu, *, limited: bool = True) -> dict[str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,24 +26,27 @@ from . import breakdown, lanes
 from .breakdown import Breakdown
 from .cards import find_card
 from .hub import HUB, MAKER
-from .inside import EXPLAIN, FOLDER
+from .inside import EXPLAIN, FOLDER, OOM
 from .pool import python_path
 from .records import EVIDENCE
 from .standin import MADE
 from .ticking import ESTIMATORS
 
 _SITE = Path(__file__).parent / "site"
-_OOM = "OutOfMemoryError"
 _OLDEST = (7, 5)  # compute capabilities below are not tried
+_GRACE_S = 20.0  # how long an interrupted script may take to end
+_HEAD_BYTES = 1024
+_PYTHON = re.compile(rb"(?:/[^\s'\"]+/)?\bpython[\d.]*\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptRun:
     """What a script took. Of several processes that used CUDA it is the one that allocated most.
 
-    `ooms` counts the times that the card ran out, those that the script caught included; `where` is the script's own
-    line that an error came through, `phase` the one that it came in. Peaks are None where no process lived to tell of
-    them; `phases` holds those of loading, forward, backward, optimizer, evaluation, generation and between steps.
+    `exit_code` is negative where a signal ended it. `ooms` counts the times that the card ran out, those that the script
+    caught included; `where` is the script's own line that an error came through, `phase` the one that it came in. Peaks
+    are None where no process lived to tell of them; `phases` holds those of loading, forward, backward, optimizer,
+    evaluation, generation and between steps.
     `times` holds what the card's clock showed, where that was asked for: `seconds` in all, optimizer `steps`, and `step_s`.
     `stand_ins` are the models of the Hub whose weights were not at hand: name, config, tokenizer, dtype, or an error.
     """
@@ -66,9 +72,14 @@ class ScriptRun:
     @property
     def outcome(self) -> str:
         """Return "ok", "oom" (it ended because the card ran out) or "failed" (for any other reason)."""
-        if self.kind == _OOM or (self.exit_code and self.ooms and not self.kind):
+        if self.kind == OOM or (self.exit_code and self.ooms and not self.kind):
             return "oom"
         return "failed" if self.exit_code or self.allocated_peak_bytes is None else "ok"
+
+    @property
+    def interrupted(self) -> bool:
+        """Say whether somebody's Ctrl-C ended it."""
+        return self.kind == "KeyboardInterrupt" or self.exit_code in (-signal.SIGINT, 128 + signal.SIGINT)
 
     @property
     def process_bytes(self) -> int | None:
@@ -85,15 +96,17 @@ def rehearse_script(
     explain: bool = False,
     stand_ins: bool = True,
     timed: bool = False,
+    stdin: bytes | None = None,
     stdout: Any = None,
     stderr: Any = None,
 ) -> ScriptRun:
     """Run a command (`python train.py …`) on a card, its output going where ours goes unless `stdout` says otherwise.
 
-    With `timed`, CUDA events and synchronisation show the time that the card would take.
-    With `stand_ins`, `from_pretrained` of a model of the Hub whose weights are not at hand loads a phantom.
-    A first word that is a Python runs on the null device of its own PyTorch, anything else on that of this one.
-    Raises BadValue for a command that is not there, and what the null device raises.
+    It reads what we would read, or `stdin`. With `timed`, CUDA events and synchronisation show the time that the card
+    would take. With `stand_ins`, `from_pretrained` of a model of the Hub whose weights are not at hand loads a phantom.
+    A Python, and a script whose first line names one (`accelerate`, `torchrun`), runs on the null device of its own
+    PyTorch, anything else on that of this Python. An interrupt (Ctrl-C) ends the script, not what is told of it.
+    Raises BadValue for a command that is not there or does not run, and what the null device raises.
     """
     from whichlora.nulldevice import environment
 
@@ -102,26 +115,89 @@ def rehearse_script(
     if program is None:
         todo = "Example: whichlora rehearse --gpu rtx-4090 -- python train.py."
         raise BadValue("no such command", value=" ".join(command), todo=todo)
-    python = Path(program) if Path(program).name.startswith("python") else Path(sys.executable)
-    context = context_bytes(card)
+    context, python = context_bytes(card), _python_of(Path(program))
     variables = environment(card, context_bytes=context, alloc_conf=alloc_conf, routing=routing, python=python)
     with tempfile.TemporaryDirectory(prefix="whichlora-") as folder:
         variables |= {FOLDER: folder, EXPLAIN: "1" if explain else "", "PYTHONPATH": _python_path(variables)}
         variables |= _hub(Path(folder)) if stand_ins else {}
         variables |= _clock(card) if timed else {}
-        full = [program, *command[1:]]
-        done = subprocess.run(full, env={**os.environ, **variables}, stdout=stdout, stderr=stderr, check=False)
+        with _input(stdin) as read:
+            outputs = {"stdin": read, "stdout": stdout, "stderr": stderr}
+            exit_code = _run([program, *command[1:]], {**os.environ, **variables}, outputs)
         seen, made = _most(Path(folder)), _reports(Path(folder) / "hub" / MADE)
     found, phases = seen.pop("breakdown", None), seen.pop("phases", {})
     return ScriptRun(
         command=tuple(command),
         gpu=card,
-        exit_code=done.returncode,
+        exit_code=exit_code,
         phases={name: PhasePeak(allocated_peak_bytes=a, reserved_peak_bytes=r) for name, (a, r) in phases.items() if a},
         stand_ins=tuple(made),
         breakdown=breakdown.from_json(found) if found else None,
         **seen,
     )
+
+
+def _python_of(program: Path) -> Path:
+    """Return the Python that a program runs on: itself, the one that its first lines name, else the one that runs this."""
+    if program.name.startswith("python"):
+        return program
+    with program.open("rb") as file:
+        first, *rest = file.read(_HEAD_BYTES).split(b"\n")
+    lines = [first, *(line for line in rest[:1] if line.startswith(b"'''exec'"))]  # pip's, where the path is long
+    found = _PYTHON.search(b"\n".join(lines)) if first.startswith(b"#!") else None
+    return Path((found and shutil.which(found[0].decode())) or sys.executable)
+
+
+def comes_from_stdin(command: Sequence[str]) -> bool:
+    """Say whether a command is a Python that reads its program from stdin: `python - ARGS…`, or `python` alone."""
+    if not command or not Path(command[0]).name.startswith("python"):
+        return False
+    words = iter(command[1:])
+    for word in words:
+        if word in ("-W", "-X"):  # options with a value of their own
+            next(words, None)
+        elif word == "-" or not word.startswith("-"):
+            return word == "-"
+        elif word.startswith(("-c", "-m")):
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _input(text: bytes | None) -> Iterator[Any]:
+    """Yield a file that holds a text, None where the script shall read what we would."""
+    if text is None:
+        yield None
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(text)
+        file.seek(0)
+        yield file
+
+
+def _run(command: list[str], variables: Mapping[str, str], files: Mapping[str, Any]) -> int:
+    """Run a command to its end and return its exit code. Raises BadValue for one that the system does not run.
+
+    Ctrl-C reaches the script as well, and at its end it writes down what it took: so it is given time for that. One that
+    does not end was not reached (somebody interrupted only us), and then does not want to.
+    """
+    try:
+        process = subprocess.Popen(command, env=dict(variables), **files)
+    except OSError as error:
+        todo = f"{error.strerror}. Begin with the program that runs it: python train.py, bash run.sh."
+        raise BadValue("this command does not run", value=command[0], todo=todo) from error
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGKILL):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(_GRACE_S)
+            process.send_signal(number)
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _clock(gpu: Gpu) -> dict[str, str]:

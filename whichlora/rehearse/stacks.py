@@ -25,10 +25,10 @@ from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_profiles_db.environment import LIBRARIES
 
 from ..nulldevice.compiler import cache_folder
+from .pool import OUR_PACKAGES
 
 _COMPLETE = "whichlora-complete.json"
 _SAME_UNLESS_NAMED = ("transformers", "peft", "bitsandbytes", "accelerate")
-_OUR_PACKAGES = ("whichlora", "whichlora_estimators", "whichlora_profiles_db", "whichlora_calibration")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(\[[\w,.-]+\])?\s*((?:(?:==|[<>~!]=|<|>)\s*[\w.*+!]+,?\s*)*)")
 _LAST_LINES = 12
 _VERSIONS = """
@@ -195,7 +195,7 @@ def _installed(python: Path) -> tuple[str, dict[str, str]]:
 
 def _our_packages(folder: Path) -> Path:
     """Return a folder that holds links to our packages, and to nothing that is installed beside them."""
-    sources = {name: Path(str(import_module(name).__file__)).parent for name in _OUR_PACKAGES}
+    sources = {name: Path(str(import_module(name).__file__)).parent for name in OUR_PACKAGES}
     key = hashlib.sha256(json.dumps([str(source) for source in sources.values()]).encode()).hexdigest()[:8]
     links = folder / f"ours-{key}"
     links.mkdir(exist_ok=True)

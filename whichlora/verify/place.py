@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from whichlora.rehearse.cards import find_card
-from whichlora.rehearse.pool import Pool
+from whichlora.rehearse.pool import Pool, processors
 from whichlora.rehearse.rehearsals import need
 from whichlora.rehearse.stored import card_fields
 from whichlora_estimators.errors import BadValue, UnknownName, WhichloraError
@@ -75,7 +74,7 @@ def _null_device(gpu: str | Gpu | None) -> Place:
     card = find_card(gpu) if isinstance(gpu, str) else gpu
     variables = {**environment(card, context_bytes=context_bytes(card)), **_QUIET, "OMP_NUM_THREADS": "1"}
     place = _looked("null", variables | {DEVICE: "cuda"}, card)
-    return dataclasses.replace(place, environment=place.described(place.environment), jobs=_processors())
+    return dataclasses.replace(place, environment=place.described(place.environment), jobs=processors())
 
 
 def _host() -> Place:
@@ -104,9 +103,3 @@ def _looked(device: str, variables: Mapping[str, str], gpu: Gpu | None) -> Place
         raise WhichloraError("a worker process cannot look around", value=answer["error"], todo="See its message.")
     environment = environment_from_json(answer["environment"])
     return Place(device=device, gpu=gpu, environment=environment, variables=variables)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: the processors that this process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from whichlora.rehearse.adapters import check
+from whichlora.rehearse.adapters import check, wants_bitsandbytes
 from whichlora.rehearse.pool import Pool
 from whichlora.rehearse.rehearsals import TIMEOUT_S, need
 from whichlora_calibration import Prediction, predict
@@ -67,7 +67,7 @@ def verify(
     asked = list(workloads)
     for workload in asked:
         check_on(workload, on.device if isinstance(on, Place) else on)
-    if any(_wants_bitsandbytes(workload) for workload in asked):
+    if any(map(wants_bitsandbytes, asked)):
         need(("bitsandbytes",))
     place = find_place(on, gpu) if isinstance(on, str) else on
     return _Run(asked=asked, place=place, options=options or Options()).results()
@@ -83,11 +83,6 @@ def check_on(workload: Workload, on: str) -> None:
         if value not in known and not (workload.phase == "generate" and field == "optimizer"):
             todo = f"There: {', '.join(known)}; or --on null for its memory."
             raise Unsupported(f"this {field} is not run on the host", value=value, todo=todo)
-
-
-def _wants_bitsandbytes(workload: Workload) -> bool:
-    trains = workload.phase == "train"
-    return workload.quantization != "none" or (trains and workload.optimizer.startswith(("paged", "adamw-8bit")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

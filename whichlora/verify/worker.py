@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from whichlora.rehearse.parent import end_with_parent
+from whichlora.rehearse.pool import ended_by
 from whichlora.rehearse.step import Recorder, run
 from whichlora.rehearse.worker import clean_up, say, take_stdout, warm_up
 from whichlora_estimators.workload import workload_from_json
@@ -76,19 +76,29 @@ def _on_host(job: Mapping[str, Any], answers: TextIO) -> dict[str, Any]:
     if not child:
         os.close(reading)
         answers.close()  # else nobody would notice if this process's parent were killed
-        end_with_parent()
-        with os.fdopen(writing, "w", encoding="utf-8") as pipe:
-            json.dump(_measure(recorder, HostClock, **job), pipe)
-        os._exit(0)
+        _answer_as_copy(recorder, job, writing)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as pipe:
         text = pipe.read()
     _, status = os.waitpid(child, 0)
     if status:
-        code = os.waitstatus_to_exitcode(status)
-        ended = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        ended = ended_by(os.waitstatus_to_exitcode(status))
         return {"outcome": "failed", "error": f"the process of this workload ended ({ended})"}
     return dict(json.loads(text))
+
+
+def _answer_as_copy(recorder: Recorder, job: Mapping[str, Any], writing: int) -> NoReturn:
+    """Run a workload, write what was seen to a pipe and end, whatever happens: a copy answers nobody else."""
+    status = 1
+    try:
+        end_with_parent()
+        with os.fdopen(writing, "w", encoding="utf-8") as pipe:
+            json.dump(_measure(recorder, HostClock, **job), pipe)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 def _measure(
