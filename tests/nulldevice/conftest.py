@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +14,8 @@ from typing import Any
 import pytest
 
 from whichlora_estimators.gpus import Gpu, all_gpus
+
+from ..stack import needs, own_folders
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("WHICHLORA_TEST_PYTHON", sys.executable))  # whose PyTorch the programs run on
@@ -68,19 +69,11 @@ def card(capability: str = "8.0", *, gib: float = 80) -> Gpu:
     )
 
 
-def needs(*packages: str) -> None:
-    """Skip unless the packages are installed, without importing them: only the programs on the device do."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)} (the gpu extra)")
-
-
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compile into a cache of this session's own."""
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leave the user's cache alone, and ask no network."""
     needs("torch")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WHICHLORA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    with own_folders(tmp_path_factory) as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("TRANSFORMERS_VERBOSITY", "error")
         yield
@@ -97,7 +90,7 @@ def variables(gpu: Gpu | None = None, *, extra: dict[str, str] | None = None, **
 
 
 @pytest.fixture(scope="session")
-def on_null(_own_cache: None) -> Callable[..., Ran]:
+def on_null(_own_folders: None) -> Callable[..., Ran]:
     """Return a function that runs a program on a card and returns what it left; the program fills the dict `result`."""
 
     def run(program: str, gpu: Gpu | None = None, **options: Any) -> Ran:
@@ -111,7 +104,7 @@ def on_null(_own_cache: None) -> Callable[..., Ran]:
 
 
 @pytest.fixture(scope="module")
-def on_torch(_own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ran]]:
+def on_torch(_own_folders: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ran]]:
     """Return a function like that of `on_null`, whose programs run in copies of a process that has imported PyTorch.
 
     The device reads its card when CUDA is first used, which the process that is copied never does.

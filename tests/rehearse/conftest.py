@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import pytest
 
 from whichlora_estimators.workload import Workload
+
+from ..stack import needs, own_folders
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "benchmarks" / "rehearsed.jsonl"
@@ -38,13 +39,8 @@ def golden_lines(*ids: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compile into a cache of this session's own, and store nothing in the user's store."""
-    packages = ("torch", "transformers", "peft", "bitsandbytes")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)} (the gpu extra)")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WHICHLORA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("WHICHLORA_DB", str(tmp_path_factory.mktemp("store") / "profiles.duckdb"))
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leave the user's cache and store alone."""
+    needs("torch", "transformers", "peft", "bitsandbytes")
+    with own_folders(tmp_path_factory):
         yield

@@ -1,20 +1,34 @@
-"""Rehearsals as a library: bytes that are known, every method and optimizer, and what the formula says of them."""
+"""Rehearsals: bytes that are known, every method and optimizer, what the formula says of them, and what is kept.
+
+Two workers run all of it: one as a library, from configs; one as its users run it, from checkpoints.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 from collections.abc import Mapping
 from importlib import metadata
+from itertools import cycle
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from whichlora.api import make_workload
+from whichlora.cli import main
 from whichlora.rehearse import Rehearsal, rehearse
 from whichlora.rehearse.adapters import METHODS, OPTIMIZERS
+from whichlora.rehearse.breakdown import BACKWARD, COMPONENTS
 from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
 from whichlora_estimators.estimate import estimate
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.methods import all_methods
+from whichlora_estimators.models import load_model
 from whichlora_estimators.workload import Workload, workload_from_json
+from whichlora_profiles_db import open_store, workload_to_json
 
 from .conftest import golden_lines, tiny
 
@@ -45,6 +59,20 @@ SANDWICH = (
     SAME.with_(id="between"),
 )
 LAST = SAME.with_(id="last")
+VARIATIONS: tuple[dict[str, Any], ...] = (
+    {},
+    *({"quantization": name, "double_quantization": False} for name in ("nf4", "fp4", "int8")),
+    *({"precision": name, "checkpointing": True} for name in ("fp16-true", "bf16-mixed", "fp16-mixed")),
+)
+WORKSPACES_BYTES = 2 * (8 * 2**20 + 2**17)  # those of cuBLAS on 8.0, which a process that has trained has
+# What is loaded: quantisations and a generation, and what is told of the bytes of the last three.
+LOADED = (
+    *(tiny(id=name, quantization=name, precision="bf16-true") for name in ("none", "nf4", "int8")),
+    tiny(id="generation", phase="generate", prefill_len=32, decode_len=4),
+    tiny(id="whole", method="full", precision="fp32", batch_size=2),
+    tiny(id="adapted", batch_size=16, seq_len=256),
+    tiny(id="decoded", phase="generate", prefill_len=64, decode_len=2),
+)
 
 
 def methods() -> list[Workload]:
@@ -66,13 +94,13 @@ def methods() -> list[Workload]:
 
 
 def setups() -> list[Workload]:
-    """Return small workloads: the methods without a formula, every optimizer, quantization and precision."""
+    """Return small workloads: the methods without a formula, every optimizer, on every quantization and precision."""
+    assert len(OPTIMIZERS) >= len(VARIATIONS)
     asked = [tiny(id=name, method=name) for name in METHODS if name not in all_methods()]
-    asked += [tiny(id=name, optimizer=name) for name in OPTIMIZERS]
-    asked += [tiny(id="paged-full", method="full", optimizer="paged-adamw", precision="fp32")]
-    asked += [tiny(id=name, quantization=name, double_quantization=False) for name in ("nf4", "fp4", "int8")]
-    asked += [tiny(id=name, precision=name, checkpointing=True) for name in ("fp16-true", "bf16-mixed", "fp16-mixed")]
-    return asked
+    asked += [
+        tiny(id=name, optimizer=name, **setup) for name, setup in zip(OPTIMIZERS, cycle(VARIATIONS), strict=False)
+    ]
+    return [*asked, tiny(id="paged-full", method="full", optimizer="paged-adamw", precision="fp32")]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +108,7 @@ def seen() -> Mapping[str, Rehearsal]:
     """Return what one worker saw of all that this module asks, by id."""
     golden = [workload_from_json(line) for line in golden_lines(*GOLDEN_IDS)]
     falcon = Workload(id="falcon", model="falcon", config=FALCON, quantization="nf4", seq_len=64)
-    asked = [*SANDWICH, *golden, *methods(), *setups(), falcon, LAST]
+    asked = [*SANDWICH, *golden, *methods(), *setups(), *LOADED[:4], falcon, LAST]
     assert len({workload.id for workload in asked}) == len(asked)
     found = list(rehearse(asked, "unlimited", jobs=1))
     assert [each.workload for each in found] == asked
@@ -150,6 +178,125 @@ def test_layers_that_loading_leaves_alone_are_left_alone(seen: Mapping[str, Rehe
     linear = 2 * (512 * (512 + 2 * 64) + 512 * 512 + 2 * 512 * 2048)
     assert seen["falcon"].outcome == "ok", seen["falcon"].error
     assert (seen["falcon"].weights_bytes or 0) > 2 * (linear + 999 * 512)
+
+
+def whichlora(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["rehearse", "--gpu", "a100-sxm-80gb", "--json", "--offline", *arguments])
+
+
+def gpt2(batch_size: int) -> Workload:
+    """Return QLoRA of GPT-2, as the options in `test_models_are_rehearsed_with_the_options_of_estimate` spell it."""
+    setup = {"method": "lora", "quantization": "nf4", "seq_len": 2048, "checkpointing": False}
+    return make_workload(load_model("gpt2", offline=True), batch_size=batch_size, **setup)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What a workload file was answered with, by the ids of its lines; its progress; and what it left behind."""
+
+    lines: Mapping[str, dict[str, Any]]
+    progress: str
+    store: Path
+    page: Path
+    file: Path
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Answered:
+    """Return the answers to a file whose models are loaded from checkpoints, with where their bytes are."""
+    folder = tmp_path_factory.mktemp("answered")
+    store, page, file = folder / "profiles.duckdb", folder / "page.html", folder / "workloads.jsonl"
+    asked = [*LOADED, gpt2(1).with_(id="small"), gpt2(256).with_(id="large"), SANDWICH[1]]
+    refused = {**workload_to_json(asked[0]), "id": "refused", "method": "lorra"}
+    lines = [workload_to_json(asked[0]), refused, *map(workload_to_json, asked[1:])]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    shown = ("--load", "checkpoint", "--jobs", "1", "--explain", "--html", str(page))
+    done = whichlora("--workloads", str(file), "--db", str(store), *shown)
+    assert done.exit_code == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["id"] for each in found] == [line["id"] for line in lines]
+    return Answered(lines={each["id"]: each for each in found}, progress=done.stderr, store=store, page=page, file=file)
+
+
+def test_a_workload_file_is_answered_line_by_line(answered: Answered) -> None:
+    """Each line gets bytes, evidence and versions, or why there are none; what was asked for is told on stderr."""
+    assert "lorra" in answered.lines["refused"]["error"]
+    assert "no_such_layer" in answered.lines["broken"]["error"]
+    assert answered.lines["large"]["oom"]
+    assert answered.lines["large"]["phase"] in ("forward", "backward")
+    assert "out of memory" in answered.progress
+    assert f"[{len(LOADED) + 3}/{len(LOADED) + 3}]" in answered.progress
+    for each in (*LOADED, gpt2(1).with_(id="small")):
+        found = answered.lines[each.id]
+        assert (found["outcome"], found["gpu"], found["evidence"]) == ("ok", "a100-sxm-80gb", "rehearsed")
+        assert found["versions"].keys() >= {"torch", "transformers", "peft", "cuda"}
+        assert 0 < found["allocated_peak_bytes"] <= found["reserved_peak_bytes"] < found["process_bytes"]
+    assert answered.lines["generation"]["trainable_params"] == 0
+    assert list(answered.lines["generation"]["phases"]) == ["load", "prefill", "decode"]
+
+
+def test_models_are_loaded_from_checkpoints(answered: Answered, seen: Mapping[str, Rehearsal]) -> None:
+    """from_pretrained leaves the weights that the config says, of whatever quantisation; it trains and generates."""
+    for workload in LOADED[:4]:
+        loaded, made = answered.lines[workload.id], seen[workload.id]
+        assert made.outcome == "ok", made.error
+        assert loaded["trainable_params"] == made.trainable_params
+        assert loaded["weights_bytes"] == pytest.approx(made.weights_bytes, rel=0.02, abs=WORKSPACES_BYTES)
+        peak = made.allocated_peak_bytes or 0
+        assert loaded["allocated_peak_bytes"] == pytest.approx(peak, abs=0.02 * peak + WORKSPACES_BYTES)
+
+
+def test_components_are_what_the_model_says(answered: Answered) -> None:
+    """All that is held sums up to the peak; weights, adapters and Adam's moments are as large as the counts say."""
+    whole, adapted, decoded = (answered.lines[name] for name in ("whole", "adapted", "decoded"))
+    for each in (whole, adapted, decoded):
+        parts = each["breakdown"]["components"]
+        assert sum(parts.values()) == each["allocated_peak_bytes"]
+        assert sum(line["allocated_bytes"] for line in each["breakdown"]["lines"]) == each["allocated_peak_bytes"]
+        assert parts.keys() <= {*COMPONENTS, BACKWARD, "workspaces", "allocator rounding", "inputs and others"}
+    trained = 4 * whole["trainable_params"]
+    assert whole["breakdown"]["components"]["weights"] == pytest.approx(trained, rel=0.02)
+    assert whole["breakdown"]["components"]["optimizer state"] >= 2 * trained
+    adapters = adapted["breakdown"]["components"]["adapters"]
+    assert adapters == pytest.approx(4 * adapted["trainable_params"], rel=0.1)
+    assert adapted["breakdown"]["components"]["logits and loss"] >= 16 * 256 * 1000 * 4
+    assert decoded["breakdown"]["components"]["cache"] >= 2 * 2 * 64 * 256 * 2  # k and v, layers, tokens, width, bytes
+    assert "modeling_llama.py" in answered.page.read_text(encoding="utf-8")
+
+
+def test_what_is_stored_is_not_run_again(answered: Answered, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no worker can start, all is answered from the store as before, out of memory too; but not what failed."""
+    kept = open_store(answered.store).query()
+    assert {each.outcome for each in kept} == {"ok", "oom", "failed"}
+    assert all((each.device, each.environment.gpu) == ("null", "a100-sxm-80gb") for each in kept)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    again = ("--load", "checkpoint", "--db", str(answered.store), "--workloads")
+    without = answered.file.with_name("without.jsonl")
+    *lines, broken = answered.file.read_text().splitlines()
+    without.write_text("\n".join(lines))
+    done = whichlora(*again, str(without))
+    assert done.exit_code == 0, done.stderr
+    expected = [
+        {name: value for name, value in each.items() if name != "breakdown"} for each in answered.lines.values()
+    ]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == expected[:-1]
+    without.write_text(broken)
+    done = whichlora(*again, str(without))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "a worker process did not start" in done.stderr
+
+
+def test_models_are_rehearsed_with_the_options_of_estimate(answered: Answered, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each combination, which is the workload that a file would spell: the store has it."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    setup = ("--method", "qlora", "--batch-size", "1", "--batch-size", "256", "--seq-len", "2048", "--no-checkpointing")
+    done = whichlora("gpt2", *setup, "--db", str(answered.store))
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["schema"] == 1
+    fits, large = answer["rehearsals"]
+    assert fits["allocated_peak_bytes"] == answered.lines["small"]["allocated_peak_bytes"]
+    assert (large["outcome"], large["oom"], large["phase"]) == ("oom", True, answered.lines["large"]["phase"])
 
 
 def test_what_cannot_run_is_refused_before_anything_starts() -> None:

@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 
 from whichlora.nulldevice.compiler import cache_folder
-from whichlora.rehearse import CHECKPOINT, make_stack, rehearse
+from whichlora.rehearse import make_stack, rehearse
 from whichlora.rehearse.stacks import parse_stack
 from whichlora_estimators.errors import BadValue, WhichloraError
 
@@ -52,16 +52,3 @@ def test_another_release_runs() -> None:
     assert seen.outcome == "ok", seen.error
     assert (seen.stack, seen.versions["peft"]) == (OLDER, OLDER.partition("==")[2])
     assert seen.versions["torch"] == metadata.version("torch")
-
-
-def test_models_are_loaded_from_checkpoints() -> None:
-    """from_pretrained leaves the weights that the config says, of whatever quantisation; it trains and generates."""
-    asked = [tiny(id=name, quantization=name, precision="bf16-true") for name in ("none", "nf4", "int8")]
-    asked += [tiny(phase="generate", prefill_len=32, decode_len=3)]
-    loaded = list(rehearse(asked, "rtx-4090", jobs=1, load=CHECKPOINT))
-    made = list(rehearse(asked, "rtx-4090", jobs=1))
-    for each, other in zip(loaded, made, strict=True):
-        assert each.outcome == "ok", each.error
-        assert each.weights_bytes == pytest.approx(other.weights_bytes, rel=0.02)
-        assert each.trainable_params == other.trainable_params
-        assert each.allocated_peak_bytes == pytest.approx(other.allocated_peak_bytes, rel=0.02)

@@ -7,7 +7,7 @@ from typing import Any
 from whichlora_estimators.workload import Workload
 
 from ..rehearse.conftest import TINY as TINY
-from ..rehearse.conftest import _own_cache as _own_cache  # an own cache and store, and the libraries are needed
+from ..rehearse.conftest import _own_folders as _own_folders  # an own cache and store, and the libraries are needed
 from ..rehearse.conftest import tiny
 
 HOST = {"precision": "fp32", "seq_len": 16, "rank": 2}

@@ -102,7 +102,7 @@ def _rehearsal(measured: Measurement, workload: Workload, gpu: Gpu) -> Rehearsal
         trainable_params=measured.trainable_params,
         weights_bytes=measured.weights_bytes,
         model_bytes=measured.model_bytes,
-        managed_peak_bytes=0 if measured.outcome == "ok" else None,
+        managed_peak_bytes=0,  # what has any is not remembered
         phases={name: measured.phase_peaks[name] for name in _PHASES if name in measured.phase_peaks},
         environment=measured.environment,
     )

@@ -16,12 +16,14 @@ from whichlora_estimators.workload import Workload, workload_from_json
 from .parent import end_with_parent
 
 _LONGEST_ERROR = 2000
+_NEVER = 2**31 - 1  # the largest count that the collector takes
 
 
 def main() -> None:
     """Say what is installed, then answer workloads until stdin ends, or until something of one stays behind."""
     answers = take_stdout()
     end_with_parent()
+    spare_old_objects()
     import torch
 
     from whichlora_profiles_db import environment_to_json, local_environment
@@ -100,6 +102,16 @@ def _describe(problem: Exception) -> str:
     return f"{type(problem).__name__}: {problem} ({frame.filename}:{frame.lineno} in {frame.name}{lacks})"
 
 
+def spare_old_objects() -> None:
+    """Have garbage of the oldest generation collected by `clean_up` alone, as in a script that ends after a few steps.
+
+    Looking through all that the libraries made takes as long as a small workload. Python itself rarely does it once there
+    is so much; when it would, should not depend on what ran before.
+    """
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, _NEVER)
+
+
 def warm_up() -> None:
     """Multiply matrices on both threads that do, this one and autograd's, which gives each its cuBLAS workspace.
 
@@ -112,12 +124,16 @@ def warm_up() -> None:
 
 
 def clean_up() -> int:
-    """Free what the workload left in the libraries' own caches; return the bytes that are still allocated."""
+    """Free what the workload left in the libraries' own caches; return the bytes that are still allocated.
+
+    What is left then is the libraries', for good, and need not be looked through again.
+    """
     import torch
 
     if "bitsandbytes" in sys.modules:
         sys.modules["bitsandbytes"].functional.name2qmap.clear()
     gc.collect()
+    gc.freeze()
     torch.cuda.empty_cache()
     return int(torch.cuda.memory_allocated())
 

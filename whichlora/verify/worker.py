@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TextIO
 from whichlora.rehearse.parent import end_with_parent
 from whichlora.rehearse.pool import ended_by
 from whichlora.rehearse.step import Recorder, run
-from whichlora.rehearse.worker import clean_up, say, take_stdout, warm_up
+from whichlora.rehearse.worker import clean_up, say, spare_old_objects, take_stdout, warm_up
 from whichlora_estimators.workload import workload_from_json
 
 from .card import environment_here
@@ -44,7 +44,10 @@ def main() -> None:
 
     process_bytes = ProcessBytes()
     say(answers, {"environment": environment_to_json(environment_here(device))})
-    on_cuda = _on_null if control.is_null_device() else _on_card
+    on_cuda = _on_card
+    if control.is_null_device():
+        on_cuda = _on_null
+        spare_old_objects()
     for line in sys.stdin:
         job, answer = json.loads(line), {"outcome": "ok", "ends": True}
         if "workload" in job:
