@@ -85,9 +85,17 @@ OPTIMIZERS = {
     "PagedAdamW": "paged-adamw",
 }
 #: What a source that names no exact versions asked for on that day, in its package's pyproject.toml, in the newest
-#: releases of then: fms-acceleration at 00febdc (2024-06-07) has torch>2.2,<2.3, transformers<4.40 and any peft.
+#: releases of then: fms-acceleration at 00febdc (2024-06-07) has torch>2.2,<2.3, transformers<4.40, any peft and bitsandbytes.
 SOFTWARE_OF_THE_DAY = {
-    ("fms-acceleration", "torch 2.2.x"): "torch 2.2.2; transformers 4.39.3; peft 0.11.1",
+    ("fms-acceleration", "torch 2.2.x"): "torch 2.2.2; transformers 4.39.3; peft 0.11.1; bnb 0.43.1",
+}
+#: Versions in full where a table names but some: fms-acceleration's scripts/benchmarks/refs/requirements*.txt beside the
+#: results, at c3a069c, b6c1455, 4e81c64, and fc78b55 (granite) and 733992a (liger), whose peft differs.
+SOFTWARE_IN_FULL = {
+    ("fms-acceleration", "torch 2.2.2; transformers 4.39.3; peft 0.11.1"): "bnb 0.43.1",
+    ("fms-acceleration", "torch 2.4.0; transformers 4.43.3; peft 0.12.0"): "bnb 0.43.2",
+    ("fms-acceleration", "torch 2.4.1; transformers 4.44.2; peft 0.12.0"): "bnb 0.43.3",
+    ("fms-acceleration", "torch 2.4.1; transformers 4.45.2; peft 0.12/0.13"): "bnb 0.43.3",
 }
 _LIBRARIES = {"pytorch": "torch", "bnb": "bitsandbytes", "fa": "flash-attn", "cuda": "cuda"}
 _LIBRARIES |= {name: name for name in ("torch", "transformers", "peft", "bitsandbytes", "trl", "optimum-benchmark")}
@@ -165,7 +173,7 @@ def map_row(row: Row, shapes: Shapes | None = None) -> PublishedRow:
         workload, time, remarks = mapper(row, shapes or {})
         card = "a100-dgx-station" if source == "optimum-benchmark" else re.sub(r" *\(.*\)", "", row["gpu"])
         gpu = find_gpu(card or _unmapped("no card is named"))
-        environment = _environment(SOFTWARE_OF_THE_DAY.get((source, row["software"]), row["software"]), gpu)
+        environment = _environment(_software(source, row["software"]), gpu)
     except Unmapped:
         raise
     except (WhichloraError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -281,6 +289,13 @@ def _attention(row: Row) -> str:
     if name == "flash_attention_2" and name not in ATTENTIONS:
         return "sdpa"
     return name if name in ATTENTIONS else _unmapped(f"attn_impl {row['attn_impl']!r} has no counterpart")
+
+
+def _software(source: str, named: str) -> str:
+    """Return the versions that a row names, and those that its source is known to have had beside them."""
+    full = SOFTWARE_OF_THE_DAY.get((source, named), named)
+    more = SOFTWARE_IN_FULL.get((source, named))
+    return f"{full}; {more}" if more else full
 
 
 def _environment(software: str, gpu: Gpu) -> Environment:

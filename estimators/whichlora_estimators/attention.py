@@ -241,6 +241,9 @@ def flash_library(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropo
     States transformers/modeling_flash_attention_utils.py (5.23); no rehearsal has confirmed it. Raises Unsupported.
     """
     tape = q.tape
+    if tape.flash_repeats:
+        groups = q.shape[1] // k.shape[1]
+        k, v = ops.repeat_heads(k, groups), ops.repeat_heads(v, groups)
     if tape.autocast is not None:
         q, k, v = (ops.cast(t, tape.autocast) for t in (q, k, v))
     if q.dtype is FP32 or tape.compute_capability < (8, 0):

@@ -9,7 +9,7 @@ from . import ops, products
 from .errors import UnknownName
 from .layers import Build, Linear, MakeLinear, plain_linear
 from .reductions import column_sum_bytes
-from .stack import PACKED_ROWS
+from .stack import COMPUTES_AS_TOLD, KEEPS_NO_INPUT, PACKED_ROWS
 from .tape import BOOL, FP16, FP32, INT8, INT32, UINT8, Dtype, Kernel, Leaf, Tensor, View
 
 #: Host time of a quantized layer beside its kernels', counted in launches: Python, and operators registered by Python. Of
@@ -69,6 +69,7 @@ class Linear4bit(Linear):
         tape = build.tape
         self.name, self.in_features, self.out_features = build.prefix + name, n_in, n_out
         self.weight, self.adapter, self.dtype, self.double = None, None, build.dtype, double
+        self.computes_in: Dtype | None = None
         numel = n_in * n_out
         blocks = -(-numel // 64)
         loaded = tape.new((n_out, n_in), build.dtype)
@@ -104,6 +105,8 @@ class Linear4bit(Linear):
         return weight
 
     def _fused_product(self, x: Tensor, rows: int) -> Tensor:
+        if x.dtype is not self.dtype:
+            return self._wide_product(x, rows)
         tape = x.tape
         several = rows == 1 or tape.stack.does(PACKED_ROWS)
         fallback = not (several and reads_packed(rows, self.out_features, self.in_features))
@@ -120,6 +123,18 @@ class Linear4bit(Linear):
         del scales, weight
         return out
 
+    def _wide_product(self, x: Tensor, rows: int) -> Tensor:
+        """Multiply in the input's own dtype, which autocast undoes: both factors are converted back."""
+        tape = x.tape
+        dtype = tape.autocast or x.dtype
+        weight = ops.cast(self.dequantized(), x.dtype)
+        factors = [ops.cast(factor, dtype) for factor in (weight, x.detach())]
+        out = tape.new((*x.shape[:-1], self.out_features), dtype)
+        tape.issue(PYTHON_OF_4BIT)
+        products.matmul_kernel(out, 1, rows, self.out_features, self.in_features)
+        del weight, factors
+        return out
+
     def _launch_dequantization(self, weight: Tensor) -> None:
         """Count the kernels: of scales that are quantized too, their look-up and the offset, then the weight's own."""
         tape, scale_bytes = weight.tape, 4 * self.scales[0].numel
@@ -130,7 +145,10 @@ class Linear4bit(Linear):
 
     def base(self, x: Tensor) -> Tensor:
         """Multiply in the compute dtype and give the result the input's dtype."""
-        converted = ops.cast(x, self.dtype)
+        if self.computes_in is None:
+            told = x.tape.stack.does(COMPUTES_AS_TOLD) or x.dtype is not FP32
+            self.computes_in = self.dtype if told else FP32
+        converted = ops.cast(x, self.computes_in)
         _convert_bias(self, converted)
         return ops.cast(self._product(converted), x.dtype)
 
@@ -144,13 +162,14 @@ class Linear4bit(Linear):
             of_bias = _bias_gradient(g, bias)
             if not needed:
                 return None, of_bias
-            weight = self.dequantized()
-            grad = g.tape.new(shape, dtype)
+            weight = ops.cast(self.dequantized(), g.dtype)
+            grad = g.tape.new(shape, g.dtype)
             products.matmul_kernel(grad, 1, rows, k, n)
             del weight
-            return grad, of_bias
+            return ops.cast(grad, dtype), of_bias
 
-        x.tape.record(out, (x, bias), (), backward)
+        keeps = needed and not x.tape.stack.does(KEEPS_NO_INPUT)
+        x.tape.record(out, (x, bias), (), backward, kept=(x.detach(),) if keeps else ())
         return out
 
 

@@ -44,6 +44,8 @@ LABELS_SHIFTED = "labels are shifted, not logits"
 FP32_ADAPTERS = "adapters are fp32 beside 16-bit weights"
 JOINED_EXPERTS = "all experts of a layer are one weight"
 PACKED_ROWS = "4-bit products of several rows read the packed weight"
+KEEPS_NO_INPUT = "4-bit products keep no input for backward"
+COMPUTES_AS_TOLD = "4-bit layers compute in the dtype that they were made with"
 
 BEHAVIOURS: Mapping[str, Behaviour] = {
     GROUPED_SDPA: Behaviour(
@@ -112,6 +114,18 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
         "4-bit products of few rows read the packed weight; before, only those of one row did",
         "autograd/_functions.py of 0.45.0 and backends/cuda/ops.py of 0.50.2",
     ),
+    KEEPS_NO_INPUT: Behaviour(
+        "bitsandbytes",
+        (0, 43, 2),
+        "4-bit products no longer keep their input, which only a trained weight would want",
+        "autograd/_functions.py of 0.43.1 and 0.43.2 (pull request 1270)",
+    ),
+    COMPUTES_AS_TOLD: Behaviour(
+        "bitsandbytes",
+        (0, 48),
+        "4-bit layers compute in the dtype that they are told; before, in that of their first input if it was fp32",
+        "nn/modules.py of 0.47.0 and 0.48.0 (set_compute_type)",
+    ),
 }
 
 #: From which release of transformers on the prompt's logits can be left to the last position, by model_type.
@@ -166,6 +180,16 @@ _ROTARY_TABLES_UNTIL: Mapping[str, Release] = {
     "starcoder2": (4, 45),
 }
 
+#: Models whose flash attention repeated shared keys and values for every query head, and until which release.
+_FLASH_REPEATS_UNTIL: Mapping[str, Release] = {
+    "mistral": (4, 48),
+    "mixtral": (4, 48),
+    "qwen2": (4, 48),
+    "phi3": (4, 48),
+    "starcoder2": (4, 48),
+    "qwen2_moe": (5, 0),
+}
+
 _RELEASE = re.compile(r"\d+(\.\d+)*")
 
 
@@ -216,6 +240,11 @@ class Stack:
         """Say whether a step of generation holds the keys and values of the last one, all layers', until it is over."""
         since = _CACHE_OBJECTS.get(model_type, _CACHE_OBJECTS_SINCE)
         return _release(self.named["transformers"]) < since
+
+    def repeats_for_flash(self, model_type: str) -> bool:
+        """Say whether a model hands the flash-attn library shared keys and values once for every query head."""
+        until = _FLASH_REPEATS_UNTIL.get(model_type)
+        return until is not None and _release(self.named["transformers"]) < until
 
     def shares_loss(self, model_type: str) -> bool:
         """Say whether a model takes the loss that all share, which converts logits itself."""

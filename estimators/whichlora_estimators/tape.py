@@ -147,6 +147,8 @@ class Tape:
         self.workspace_due = True
         #: Whether modules drop out: while training, with gradients recorded or not.
         self.drops = False
+        #: Whether the model hands flash attention one key and value for each query head.
+        self.flash_repeats = False
         self.reentrant = False
         self._seq = 0
         self._frame: Frame | None = None

@@ -145,6 +145,7 @@ def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Mo
     )
     model = recipe(config, build)
     build.settle()
+    tape.flash_repeats = tape.stack.repeats_for_flash(model.model_type)
     return model
 
 

@@ -14,10 +14,11 @@ from whichlora_estimators.allocator import CachingAllocator
 from whichlora_estimators.errors import BadValue, UnknownName
 from whichlora_estimators.estimate import find_peak
 from whichlora_estimators.gpus import find_gpu
+from whichlora_estimators.models import load_model
 from whichlora_estimators.scaled import Scaled
 from whichlora_estimators.stack import BEHAVIOURS, NEWEST, NEWEST_STACK, Stack, parse_stack, stack_of
 from whichlora_estimators.timeline import lay
-from whichlora_estimators.workload import workload_from_json
+from whichlora_estimators.workload import Workload, workload_from_json
 
 from .golden import golden_lines
 
@@ -37,6 +38,36 @@ def test_a_release_that_ran_is_met(line: dict[str, Any]) -> None:
     assert peak_bytes(line, stack_of(line["versions"])) == pytest.approx(
         line["truth"]["allocated_peak_bytes"], rel=0.01
     )
+
+
+#: max_memory_allocated of Mistral-7B, QLoRA r16 on attention after k-bit preparation, 4 x 4,096 packed tokens, flash-attn,
+#: checkpointing, HF Trainer in fp16 on an A100 (fms-acceleration, scripts/benchmarks/refs/a100_80gb.csv at c3a069c, b6c1455).
+PUBLISHED = (
+    ({"torch": "2.2.2", "transformers": "4.39.3", "peft": "0.11.1", "bitsandbytes": "0.43.1"}, 23_228_815_360),
+    ({"torch": "2.4.0", "transformers": "4.43.3", "peft": "0.12.0", "bitsandbytes": "0.43.2"}, 21_215_549_440),
+)
+
+
+@pytest.mark.parametrize(("versions", "published_bytes"), PUBLISHED, ids=["bnb0.43.1", "bnb0.43.2"])
+def test_a_release_that_was_published_is_met(versions: dict[str, str], published_bytes: int) -> None:
+    """What flash attention is given, and what 4-bit products keep, are those of a published run's versions, within 0.05%."""
+    workload = Workload(
+        model="mistralai/Mistral-7B-v0.1",
+        config=load_model("mistralai/Mistral-7B-v0.1", offline=True).config,
+        targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+        dropout=0.1,
+        precision="fp16-mixed",
+        quantization="nf4",
+        checkpointing=True,
+        reentrant=True,
+        attention="flash_attention_2",
+        clip_grad_norm=1.0,
+        output_kept=False,
+        batch_size=4,
+        seq_len=4096,
+    )
+    found = lay(workload, stack=stack_of(versions)).replay(CachingAllocator()).allocated_peak_bytes
+    assert found == pytest.approx(published_bytes, rel=0.0005)
 
 
 def test_the_versions_matter() -> None:

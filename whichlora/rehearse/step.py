@@ -108,8 +108,6 @@ def run(workload: Workload, recorder: Recorder, clock: Clock | None = None) -> N
 
 
 def _train(workload: Workload, recorder: Recorder, clock: Clock | None) -> None:
-    import torch
-
     with recorder.phase("load"):
         model = _load(workload, recorder, clock)
         vocabulary = model.get_input_embeddings().num_embeddings
@@ -120,8 +118,7 @@ def _train(workload: Workload, recorder: Recorder, clock: Clock | None) -> None:
         inputs = _inputs(workload, vocabulary, recorder.device)
         recorder.count_allocated("model_bytes")
     # A scale of 1 overflows nothing, so no step is skipped. Bytes and times do not depend on it.
-    scaled = workload.precision == "fp16-mixed"
-    scaler = torch.amp.GradScaler(recorder.device, init_scale=1.0, enabled=scaled)
+    scaler = _scaler(recorder.device, enabled=workload.precision == "fp16-mixed")
 
     def step(phase: Phase) -> None:
         _step(model, inputs, optimizer, scaler, workload, phase, recorder.device)
@@ -131,6 +128,14 @@ def _train(workload: Workload, recorder: Recorder, clock: Clock | None) -> None:
     recorder.count_process()
     if clock:
         _time_steps(step, recorder, clock)
+
+
+def _scaler(device: str, *, enabled: bool) -> Any:
+    import torch
+
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device, init_scale=1.0, enabled=enabled)
+    return torch.cuda.amp.GradScaler(init_scale=1.0, enabled=enabled)  # before PyTorch 2.3
 
 
 def _load(workload: Workload, recorder: Recorder, clock: Clock | None) -> Any:
