@@ -81,6 +81,26 @@ class Linear:
         return self.base(x) if self.adapter is None else self.adapter(x)
 
 
+class Embedding:
+    """A table [V, D] of which integers take rows; PEFT's LoRA may adapt what is taken.
+
+    `scaled` says that the module multiplies the rows by a number.
+    """
+
+    def __init__(self, name: str, weight: Tensor, *, scaled: bool = False) -> None:
+        self.name, self.weight, self.scaled = name, weight, scaled
+        self.adapter: Callable[[Tensor], Tensor] | None = None
+
+    def base(self, ids: Tensor) -> Tensor:
+        """Take rows as the model defines it."""
+        rows = ops.embedding(ids, self.weight)
+        return ops.scale(rows) if self.scaled else rows
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Take rows, with the adapter's update if there is one."""
+        return self.base(ids) if self.adapter is None else self.adapter(ids)
+
+
 class Stack:
     """A weight outside of linear layers: all experts' [E, N, K], or a router's [N, K]. Quantization leaves it as it is.
 
@@ -134,6 +154,8 @@ class Build:
     #: Linear layers that "all-linear" stands for, and output heads.
     linears: list[Linear] = field(default_factory=list)
     heads: list[Linear] = field(default_factory=list)
+    #: Tables of embeddings, which PEFT's LoRA adapts where they are named.
+    embeddings: list[Embedding] = field(default_factory=list)
     #: Weights that are no linear layer's, which PEFT's LoRA may adapt all the same.
     stacks: list[Stack] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
@@ -177,6 +199,15 @@ class Build:
         layer = plain_linear(self, name, n_in, n_out, bias)
         self.linears.append(layer)
         return layer
+
+    def embedding(self, name: str, rows: int, width: int, *, scaled: bool = False) -> Embedding:
+        """Make a table of embeddings."""
+        return self.shared_embedding(name, self.parameter(f"{name}.weight", rows, width), scaled=scaled)
+
+    def shared_embedding(self, name: str, weight: Tensor, *, scaled: bool = False) -> Embedding:
+        """Make a module that looks up in a table that is there."""
+        self.embeddings.append(Embedding(self.prefix + name, weight, scaled=scaled))
+        return self.embeddings[-1]
 
     def stack(self, name: str, *shape: int) -> Stack:
         """Make a weight that is no linear layer's."""

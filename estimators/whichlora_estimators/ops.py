@@ -157,9 +157,11 @@ def negate(x: Tensor) -> Tensor:
 def mul(a: Tensor, b: Tensor) -> Tensor:
     """Multiply elementwise, each factor saved where the other one wants a gradient."""
     out = _elementwise(a, b)
-    need_a, need_b = a.node is not None, b.node is not None
+    need_a, need_b, shape = a.node is not None, b.node is not None, out.shape
 
     def backward(g: Tensor, other_a: Tensor | None, other_b: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g.shape != shape:  # of the rows of a batch
+            g = View(g, shape)
         grad_b = _elementwise(g, other_b) if need_b and other_b is not None else None
         return (_elementwise(g, other_a) if need_a and other_a is not None else None), grad_b
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import attention, ops
 from ..errors import BadValue
-from ..layers import Build, Linear, rotary_tables, token_ids
+from ..layers import Build, Embedding, Linear, rotary_tables, token_ids
 from ..stack import LABELS_SHIFTED
 from ..tape import FP32, INT64, Leaf, Tensor
 from ..workload import Workload
@@ -273,7 +273,8 @@ class Model(ABC):
     aliases: ClassVar[Mapping[str, str]] = {}
     #: What a method puts around a training pass: it takes inputs and context, and yields the model's inputs.
     prompt: Callable[[Sequence[Tensor], Context], AbstractContextManager[Sequence[Tensor]]] | None = None
-    #: The table of the tokens' embeddings.
+    #: What looks tokens up, and its table.
+    words: Embedding
     embed: Tensor
 
     def __init__(self, config: Mapping[str, Any], build: Build) -> None:
@@ -301,15 +302,11 @@ class Model(ABC):
     def make(self, c: Config, build: Build) -> None:
         """Allocate the parameters."""
 
-    def embedded(self, ids: Tensor, context: Context) -> Tensor:
-        """Look the tokens up; families scale."""
-        return ops.embedding(ids, self.embed)
-
     def looked_up(self, ids: Tensor, context: Context) -> Tensor:
-        """Look the tokens up as `embedded`, asking for a gradient where checkpointing of frozen weights needs one."""
+        """Look the tokens up, asking for a gradient where checkpointing of frozen weights needs one."""
         if context.embeddings is not None:
             return context.embeddings
-        return with_input_grad(self.embedded(ids, context), context)
+        return with_input_grad(self.words(ids), context)
 
     @abstractmethod
     def make_inputs(self, workload: Workload) -> list[Tensor]:
@@ -343,7 +340,8 @@ class Decoder(Model):
         """Allocate embedding, blocks, final norm and head."""
         self.width, self.vocab = c.count(self.width_key), c.count("vocab_size")
         with build.inside(self.trunk):
-            self.embed = self.make_tokens(build)
+            self.words = self.make_tokens(build)
+            self.embed = self.words.weight
             self.make_embeddings(c, build)
             self.blocks = [self._named_block(c, build, index) for index in range(c.count(self.layers_key))]
             self.make_final(c, build)
@@ -364,9 +362,9 @@ class Decoder(Model):
         with build.inside(f"{self.layers}.{index}"):
             return self.block(c, build, index)
 
-    def make_tokens(self, build: Build) -> Tensor:
-        """Allocate the tokens' embeddings."""
-        return build.parameter(f"{self.tokens}.weight", self.vocab, self.width)
+    def make_tokens(self, build: Build) -> Embedding:
+        """Allocate the tokens' embeddings; families scale them."""
+        return build.embedding(self.tokens, self.vocab, self.width)
 
     def make_embeddings(self, c: Config, build: Build) -> None:
         """Allocate embeddings beside those of the tokens (learned positions): none unless a family says so."""

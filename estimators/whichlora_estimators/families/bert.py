@@ -211,9 +211,10 @@ class Encoder(Model):
 
     def _make_embeddings(self, c: Config, build: Build) -> None:
         width = c.count("hidden_size")
-        self.embed = build.parameter("word_embeddings.weight", c.count("vocab_size"), width)
-        self.position_table = build.parameter("position_embeddings.weight", c.count("max_position_embeddings"), width)
-        self.type_table = build.parameter("token_type_embeddings.weight", c.count("type_vocab_size"), width)
+        self.words = build.embedding("word_embeddings", c.count("vocab_size"), width)
+        self.embed = self.words.weight
+        self.places = build.embedding("position_embeddings", c.count("max_position_embeddings"), width)
+        self.types = build.embedding("token_type_embeddings", c.count("type_vocab_size"), width)
         self.norm, self.dropout = LayerNorm(build, "LayerNorm", width), c.rate("hidden_dropout_prob")
         for _ in ("position_ids", "token_type_ids"):
             build.buffer(1, c.count("max_position_embeddings"), dtype=INT64)
@@ -256,9 +257,9 @@ class Encoder(Model):
         """Sum the embeddings of words, types and positions, normalise, drop out."""
         numbers, of_type = self.position_numbers(ids)
         words = self.looked_up(ids, context)
-        types = ops.embedding(of_type, self.type_table)
+        types = self.types(of_type)
         x = ops.add(words, types)
-        positions = ops.embedding(numbers, self.position_table)
+        positions = self.places(numbers)
         x = ops.add(x, positions)
         x = self.norm(x)
         x = ops.dropout(x, self.dropout)

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from .. import layers, ops
 from ..errors import Unsupported
-from ..layers import Build, rotary_tables
+from ..layers import Build, Embedding, rotary_tables
 from ..tape import Tensor
 from .base import Config, Context, Positions, family
 from .llama import Attention, GatedMlp, Llama
@@ -49,9 +49,9 @@ class Gemma(Llama):
         """Allocate the scale of the embedding."""
         self.scale = build.buffer(1)
 
-    def embedded(self, ids: Tensor, context: Context) -> Tensor:
-        """Look the tokens up and scale them."""
-        return ops.scale(ops.embedding(ids, self.embed))
+    def make_tokens(self, build: Build) -> Embedding:
+        """Allocate the tokens' embeddings, which are scaled."""
+        return build.embedding(self.tokens, self.vocab, self.width, scaled=True)
 
 
 class SandwichBlock:

@@ -117,7 +117,7 @@ class Gpt2(Decoder):
         for flag in ("add_cross_attention", "reorder_and_upcast_attn"):
             if c.flag(flag):
                 raise Unsupported(f"GPT-2 with {flag}", value=True, todo=f"Set {flag} to false.")
-        self.position_table = build.parameter("wpe.weight", c.count("n_positions"), self.width)
+        self.places = build.embedding("wpe", c.count("n_positions"), self.width)
         self.dropout = c.rate("embd_pdrop")
 
     def block(self, c: Config, build: Build, index: int) -> Block:
@@ -136,7 +136,7 @@ class Gpt2(Decoder):
         """Add the positions' embeddings, [1, T, D], and drop out."""
         inputs = self.looked_up(ids, context)
         numbers = ids.tape.new((1, ids.shape[1]), INT64)
-        positions = ops.embedding(numbers, self.position_table)
+        positions = self.places(numbers)
         x = ops.add(inputs, positions)
         kept += [inputs, numbers, positions]
         shared = self.positions(inputs, ids, context)

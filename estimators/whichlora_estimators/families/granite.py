@@ -52,7 +52,7 @@ class Granite(Llama):
         """Look the tokens up and scale them; where inputs take gradients, what was looked up is the leaf."""
         x = context.embeddings
         if x is None:
-            x = self.embedded(ids, context)
+            x = self.words(ids)
             if context.input_grads and x.node is None and x.tape.grad_enabled:
                 x.node = Leaf()
         return _scaled(x)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from .. import attention, layers, ops
 from ..errors import Unsupported
-from ..layers import Build, LayerNorm, Linear
+from ..layers import Build, Embedding, LayerNorm, Linear
 from ..tape import FP32, INT64, Tensor
 from .base import Config, Context, Decoder, Positions, family
 
@@ -116,16 +116,15 @@ class Opt(Decoder):
         self.narrow = c.count("word_embed_proj_dim")
         super().make(c, build)
 
-    def make_tokens(self, build: Build) -> Tensor:
+    def make_tokens(self, build: Build) -> Embedding:
         """Allocate the tokens' embeddings."""
-        return build.parameter(f"{self.tokens}.weight", self.vocab, self.narrow)
+        return build.embedding(self.tokens, self.vocab, self.narrow)
 
     def make_embeddings(self, c: Config, build: Build) -> None:
         """Allocate learned positions, the projections, and the final norm, which comes before the layers here."""
         width = self.width
-        self.position_table = build.parameter(
-            "embed_positions.weight", c.count("max_position_embeddings") + OFFSET, width
-        )
+        rows = c.count("max_position_embeddings") + OFFSET
+        self.position_table = build.parameter("embed_positions.weight", rows, width)  # not to be adapted: PEFT fails
         if self.narrow != width:
             self.project_out = build.linear("project_out", width, self.narrow)
             self.project_in = build.linear("project_in", self.narrow, width)

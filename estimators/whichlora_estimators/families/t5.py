@@ -61,7 +61,7 @@ class Attention:
         self.q, self.k, self.v = (build.linear(name, width, inner) for name in "qkv")
         self.o = build.linear("o", inner, width)
         buckets = c.count("relative_attention_num_buckets")
-        self.table = build.parameter("relative_attention_bias.weight", buckets, self.heads) if first else None
+        self.table = build.embedding("relative_attention_bias", buckets, self.heads) if first else None
 
     def __call__(
         self, x: Tensor, states: Tensor, mask: Tensor | None, bias: Tensor | None, context: Context
@@ -95,7 +95,7 @@ class Attention:
             return zeros
         rows, columns = _chain(q, (queries,), INT64, INT64), q.tape.new((keys,), INT64)
         distances = q.tape.new((queries, keys), INT64)
-        values = ops.embedding(_buckets(q, queries, keys, bidirectional=self.bidirectional), self.table)
+        values = self.table(_buckets(q, queries, keys, bidirectional=self.bidirectional))
         values = values.view(1, self.heads, queries, keys)
         values.strided = True
         del distances, rows, columns
@@ -377,11 +377,14 @@ class T5(Model):
         """Allocate the shared embedding, encoder and decoder."""
         c.default("num_decoder_layers", c.get("num_layers"))
         self.scaled = self.scales and c.get("tie_word_embeddings", True) is not False
-        self.embed = build.parameter("shared.weight", c.count("vocab_size"), c.count("d_model"))
+        shared = build.embedding("shared", c.count("vocab_size"), c.count("d_model"))
+        self.embed = shared.weight
         self.encoder = Stack(c, build, self.embed, c.count("num_layers"), decoder=False)
         self.decoder = Stack(c, build, self.embed, c.count("num_decoder_layers"), decoder=True)
         self.head = build.head("lm_head", c.count("d_model"), c.count("vocab_size"), tied=self.embed)
         self.encoder.replaced = self.decoder.replaced = None
+        self.words = build.shared_embedding("encoder.embed_tokens", self.embed)
+        self.targets = build.shared_embedding("decoder.embed_tokens", self.embed)
 
     def make_inputs(self, workload: Workload) -> list[Tensor]:
         """Allocate ids [B, S], labels [B, T] and a mask."""
@@ -396,7 +399,7 @@ class T5(Model):
         shifted = labels.tape.new(labels.shape, INT64)
         if not context.checkpointing and context.cache is None:
             context.cache = Cache()  # `use_cache: false` does not reach the config of the decoder
-        words = with_input_grad(self.embedded(shifted, context), context)
+        words = with_input_grad(self.targets(shifted), context)
         hidden = self.decoder(words, context, states)
         del words
         hidden.tape.mark("loss")

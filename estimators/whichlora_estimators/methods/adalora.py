@@ -80,14 +80,15 @@ class AdaLoraLinear:
 
 def _penalized(adapters: list[AdaLoraLinear], loss: Tensor) -> Tensor:
     """Add the mean distance of A Aᵀ and Bᵀ B from the identity."""
-    distances = [
-        _norm(ops.shift(product))
-        for adapter in adapters
-        for product in (
-            products.matmul(adapter.a, products.transpose(adapter.a)),
-            products.matmul(products.transpose(adapter.b), adapter.b),
-        )
-    ]
+    distances, product, identity = [], None, None
+    for adapter in adapters:
+        for factor in (adapter.a, adapter.b):
+            turned = products.transpose(factor)
+            left, right = (factor, turned) if factor is adapter.a else (turned, factor)
+            product = products.matmul(left, right)  # this and the identity live until the next ones are there
+            identity = ops.empty_like(product)
+            distances.append(_norm(ops.shift(product)))
+    del product, identity
     total = loss.tape.new((1,), FP32)
     count = 1 + len(distances)
     loss.tape.record(total, (loss, *distances), (), lambda g: (g,) * count)
@@ -97,7 +98,12 @@ def _penalized(adapters: list[AdaLoraLinear], loss: Tensor) -> Tensor:
 def _norm(x: Tensor) -> Tensor:
     """Return the root of the sum of squares, which saves what it sums."""
     out = x.tape.new((1,), x.dtype)
-    x.tape.record(out, (x,), (x,), lambda g, x: (ops.empty_like(x),))
+
+    def backward(g: Tensor, x: Tensor) -> tuple[Tensor]:
+        share = ops.empty_like(x)  # x over the norm
+        return (ops.empty_like(share),)
+
+    x.tape.record(out, (x,), (x,), backward)
     return out
 
 

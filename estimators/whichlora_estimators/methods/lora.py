@@ -16,8 +16,9 @@ from ..stack import DORA_REUSES_RESULT, FP32_ADAPTERS
 from ..tape import FP16, FP32, UINT8, Dtype, Tensor
 from ..workload import Workload
 from .base import Method, adapter_dtype, method, trained, upcast
+from .embeddings import DoraEmbedding, LoraEmbedding
 from .stacks import LoraStack, lora_targets
-from .targets import rank_of
+from .targets import adapted_embeddings, rank_of
 
 
 class LoraLinear:
@@ -133,7 +134,10 @@ class DoraLinear(LoraLinear):
 
 def _adapt(model: Model, workload: Workload, *, freeze_a: bool = False) -> None:
     linears, stacks = lora_targets(model, workload)
+    tables = adapted_embeddings(model, workload)
     with upcast(model.build):
+        for table in tables:
+            table.adapter = LoraEmbedding(table, model.build, workload)
         for layer in linears:
             layer.adapter = LoraLinear(layer, model.build, workload, freeze_a=freeze_a)
         for stack, rank in stacks:
@@ -184,6 +188,9 @@ class Dora(Method):
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target a DoRA adapter."""
+        linears, tables = lora_targets(model, workload)[0], adapted_embeddings(model, workload)
         with upcast(model.build):
-            for layer in lora_targets(model, workload)[0]:
+            for table in tables:
+                table.adapter = DoraEmbedding(table, model.build, workload)
+            for layer in linears:
                 layer.adapter = DoraLinear(layer, model.build, workload)

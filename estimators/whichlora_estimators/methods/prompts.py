@@ -67,7 +67,7 @@ class EmbeddedPrompt(ABC):
         ids, labels, *masks = inputs
         batch, tokens = ids.shape
         masks = longer_masks(masks)
-        embeddings = with_input_grad(self.model.embedded(ids, context), context)
+        embeddings = with_input_grad(self.model.words(ids), context)
         given, held = _longer_labels(labels) if self.model.build.task == "causal" else (labels, None)
         prompts = self._repeated(batch)
         prompts = ops.cast(prompts, embeddings.dtype)

@@ -27,7 +27,7 @@ def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[t
     """
     names = model.stack_names
     if not names or not model.build.stacks or workload.targets is None:  # before 5.0 they are layers of their own
-        return adapted_linears(model, workload), []
+        return adapted_linears(model, workload, embeds=True), []
     targets = workload.targets
     if targets == "all-linear":
         linears = [layer for layer in model.build.linears if layer.name.rpartition(".")[2] not in names]
@@ -35,9 +35,9 @@ def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[t
     if isinstance(targets, str):
         targets = _last_names(model, targets)
         if not targets:
-            return adapted_linears(model, workload), []  # which tells what there is
+            return adapted_linears(model, workload, embeds=True), []  # which tells what there is
     rest = tuple(name for name in targets if name not in names)
-    linears = adapted_linears(model, workload.with_(targets=rest)) if rest else []
+    linears = adapted_linears(model, workload.with_(targets=rest), embeds=True) if rest else []
     return linears, list(_stacks(model, set(targets) & set(names), workload))
 
 
@@ -47,7 +47,7 @@ def _last_names(model: Model, pattern: str) -> tuple[str, ...]:
     States _resolve_string_target_modules (peft/utils/transformers_weight_conversion.py, 0.21).
     """
     build = model.build
-    wholes = [layer.name for layer in (*build.linears, *build.heads)]
+    wholes = [layer.name for layer in (*build.linears, *build.heads)] + [table.name for table in build.embeddings]
     for stack in build.stacks:
         wholes += [stack.name, stack.name.removesuffix(".weight")]
         container = stack.name.rpartition(".")[0]

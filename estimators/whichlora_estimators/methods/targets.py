@@ -6,12 +6,13 @@ _set_trainable (peft/utils/other.py); read in 0.21.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import BadValue, Unsupported
 from ..families.base import Model
-from ..layers import Build, Linear, Parameter
+from ..layers import Build, Embedding, Linear, Parameter
 from ..tape import Leaf
 from ..workload import Workload
 from .base import Method
@@ -21,27 +22,64 @@ from .prompts import EmbeddedPrompt
 CLASSIFIERS = ("classifier", "score")
 
 
-def adapted_linears(model: Model, workload: Workload, *, default: tuple[str, ...] | None = None) -> list[Linear]:
+def adapted_linears(
+    model: Model, workload: Workload, *, default: tuple[str, ...] | None = None, embeds: bool = False
+) -> list[Linear]:
     """Return the layers that the workload's targets name; output heads only where they are named.
 
-    `default` is what PEFT adapts where none are named, if that differs from LoRA's. Raises BadValue where no layer is
-    meant: names that no layer has are passed over as long as another one is found, as PEFT does.
+    `default` is what PEFT adapts where none are named, if that differs from LoRA's; `embeds` says that the method has
+    adapters of embeddings, which are found by `adapted_embeddings`. Raises BadValue where nothing is meant (names that
+    no module has are passed over as long as another one is found, as PEFT does), and where a module is meant that the
+    method has no adapter for.
     """
-    build, targets = model.build, workload.targets
-    if targets is None:
-        targets = model.default_targets if default is None else default
-        if not targets:
-            todo = 'Name the layers to adapt, or give "all-linear".'
-            raise BadValue("PEFT has no default target modules for this model", value=workload.model, todo=todo)
+    targets = _meant(model, workload, default)
+    build, saved = model.build, saved_modules(workload)
     layers = build.linears if targets == "all-linear" else [*build.linears, *build.heads]
-    saved = saved_modules(workload)
     found = [layer for layer in layers if is_target(layer.name, targets) and not _is_part(layer.name, saved)]
-    if not found:
+    others = [] if targets == "all-linear" else _other_modules(model, targets, saved, embeds=embeds)
+    if others:
+        kinds = "linear layers and embeddings" if embeds else "linear layers"
+        raise BadValue(f"{workload.method} adapts {kinds} only", value=others[0], todo="Name others as targets.")
+    if not found and not (embeds and adapted_embeddings(model, workload)):
         known = sorted({layer.name.rpartition(".")[2] for layer in layers})
         shown = targets if isinstance(targets, str) else ", ".join(targets)
         todo = f"Linear layers of this model: {', '.join(known)}."
         raise BadValue("the model has no linear layer with this target name", value=shown, todo=todo)
     return found
+
+
+def adapted_embeddings(model: Model, workload: Workload) -> list[Embedding]:
+    """Return the tables of embeddings that the workload's targets name."""
+    targets = _meant(model, workload, None)
+    if targets == "all-linear":
+        return []
+    saved = saved_modules(workload)
+    tables = model.build.embeddings
+    return [table for table in tables if is_target(table.name, targets) and not _is_part(table.name, saved)]
+
+
+def _meant(model: Model, workload: Workload, default: tuple[str, ...] | None) -> str | tuple[str, ...]:
+    targets = workload.targets
+    if targets is None:
+        targets = model.default_targets if default is None else default
+        if not targets:
+            todo = 'Name the layers to adapt, or give "all-linear".'
+            raise BadValue("PEFT has no default target modules for this model", value=workload.model, todo=todo)
+    return targets
+
+
+def _other_modules(model: Model, targets: str | tuple[str, ...], saved: tuple[str, ...], *, embeds: bool) -> list[str]:
+    """Return modules that are meant and no linear layers: those around layers, norms, embeddings where not adapted."""
+    build = model.build
+    known = {layer.name for layer in (*build.linears, *build.heads)} | {stack.name for stack in build.stacks}
+    if embeds:
+        known |= {table.name for table in build.embeddings}
+    modules = dict.fromkeys(
+        path
+        for parameter in build.parameters
+        for path in itertools.accumulate(parameter.name.split(".")[:-1], lambda path, part: f"{path}.{part}")
+    )
+    return [name for name in modules if name not in known and is_target(name, targets) and not _is_part(name, saved)]
 
 
 def is_target(name: str, targets: str | Iterable[str]) -> bool:
@@ -53,7 +91,7 @@ def is_target(name: str, targets: str | Iterable[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def rank_of(layer: Linear, workload: Workload) -> int:
+def rank_of(layer: Linear | Embedding, workload: Workload) -> int:
     """Return a layer's rank: that of the first pattern that matches the end of its name, else that of all layers."""
     patterns: Mapping[str, int] = workload.rank_pattern
     found = (rank for pattern, rank in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer.name))

@@ -62,3 +62,36 @@ def test_as_many_parameters_train_as_in_peft(family: str, method: str, targets: 
     except WhichloraError as error:
         pytest.skip(f"refused: {error}")
     assert timeline.trainable_params == expected
+
+
+NAMED = {
+    "qwen3": (
+        ["embed_tokens"],
+        ["q_proj", "embed_tokens", "lm_head"],
+        ["q_proj", "input_layernorm"],
+        ["q_proj", "mlp"],
+    ),
+    "gpt_neox": (["embed_in", "embed_out"], ["dense", "attention"], r".*\.1\..*dense", r"gpt_neox\..*(embed_in|dense)"),
+}
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("method", ["lora", "dora", "lora-fa", "adalora", "ia3", "vera"])
+@pytest.mark.parametrize(
+    ("family", "targets"), [(family, targets) for family, several in NAMED.items() for targets in several]
+)
+def test_named_modules_are_adapted_or_refused_as_by_peft(family: str, targets: list[str] | str, method: str) -> None:
+    """Embeddings, heads, norms and modules around layers: as many parameters train as in PEFT, or both refuse."""
+    from whichlora.rehearse.adapters import adapt
+    from whichlora.rehearse.models import build_model
+
+    named = targets if isinstance(targets, str) else tuple(targets)
+    workload = Workload(model=family, config=CONFIGS[family], method=method, targets=named, rank=5, seq_len=8)
+    try:
+        real = adapt(build_model(workload, "cpu"), workload)
+    except (TypeError, ValueError):
+        with pytest.raises(WhichloraError):
+            lay(workload)
+        return
+    expected = sum(parameter.numel() for parameter in real.parameters() if parameter.requires_grad)
+    assert lay(workload).trainable_params == expected
