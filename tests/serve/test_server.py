@@ -314,10 +314,18 @@ def test_a_killed_server_keeps_what_it_acknowledged(tmp_path: Path) -> None:
         running.process.wait()
         for each in writers:
             each.join()
+    incoming, partial = tmp_path / "s.duckdb.incoming", tmp_path / "s.duckdb.packs" / "gpu=x" / "month=y" / ".1.new"
+    assert incoming.is_dir()  # as it was when the server died
+    (incoming / "left.incoming").write_bytes(b"x")
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"x")
     with serving(tmp_path / "s.duckdb") as again:
+        assert not partial.exists()
+        assert not (incoming / "left.incoming").exists()
         held = open_store(tmp_path / "copy.duckdb")
         pull(held, open_remote(again.url))
         total = again.client().post("/v1/stats", json={}).json()["total"]
+    assert not incoming.exists()
     notes = [one.notes for one in held.query()]
     assert len(notes) == len(set(notes)) == total
     assert {f"writer {number} {row}" for number in acknowledged for row in range(2)} <= set(notes)

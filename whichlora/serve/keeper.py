@@ -7,6 +7,7 @@ pack (somebody added them before the server had it) go into packs of their own b
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from whichlora_estimators.errors import BadValue, WhichloraError
-from whichlora_profiles_db import Imported, Measurement, Store, import_pack, open_store, push, write_pack
+from whichlora_profiles_db import Imported, Measurement, Store, StoreError, import_pack, open_store, push, write_pack
 from whichlora_profiles_db.pack_reader import PackReader
 from whichlora_profiles_db.packs import file_sha256
 from whichlora_profiles_db.remotes import Folder, pack_name, sha256_of
@@ -43,6 +44,7 @@ class Keeper:
     def __init__(self, path: Path, *, jobs: int = 1) -> None:
         self.store: Store = open_store(path)
         self.packs = Folder(self.store.path.with_name(f"{self.store.path.name}.packs"))
+        self.folder = self.store.path.with_name(f"{self.store.path.name}.incoming").resolve()
         self.tokens = Tokens(tokens_path(self.store.path))
         self._reader = PackReader(jobs=jobs)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
@@ -54,10 +56,10 @@ class Keeper:
     def __enter__(self) -> Keeper:
         """Open the store. Raises StoreBusy while another process has it."""
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="whichlora-serve-"))
-            stack.enter_context(_temporary_files_in(Path(folder)))
-            self.folder = Path(folder).resolve()
             stack.enter_context(holding(self.store.path, self.folder, wait_s=self.store.wait_s))
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            _clear(self.folder, self.packs.path)
+            stack.enter_context(_temporary_files_in(self.folder))
             stack.enter_context(self._reader)
             stack.callback(self._writer.shutdown, wait=True)
             self._stack = stack.pop_all()
@@ -136,10 +138,23 @@ class Keeper:
             self._waiting -= 1
 
 
+def _clear(folder: Path, packs: Path) -> None:
+    """Remove what a server of this store left that was killed: who holds the store owns both. Raises StoreError."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(mode=0o700)
+        for left in packs.glob("gpu=*/month=*/.*.new"):
+            left.unlink()
+    except OSError as error:
+        todo = f"{error.strerror}. It is the server's, beside its store: move away what lies there."
+        raise StoreError("the folder for what comes in cannot be used", value=str(folder), todo=todo) from None
+
+
 @contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
     """Put every temporary file of this process into a folder: the only one that SQL reaches."""
-    before, tempfile.tempdir = tempfile.tempdir, str(folder.resolve())
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from ..report_page import paragraph, section
 
 #: Lays out a table: name, headers, lines, columns to the right, wide column.
 Table = Callable[..., str]
-_GROUPS = (("model", "another model"), ("gpu", "another card"))
+_GROUPS = (("model", "another model"), ("chip", "another card"))
 
 
 def calibration_parts(found: Correction | None, history: Sequence[Correction], table: Table) -> Iterator[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+import sys
+from types import FrameType
 
 from whichlora_estimators.errors import WhichloraError
 
@@ -21,6 +24,8 @@ def run(settings: Settings, *, host: str, port: int) -> None:
     from .app import make_app
     from .keeper import Keeper
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn sends itself again what ended it, once all is answered
+        signal.signal(number, _end)
     with Keeper(settings.store, jobs=settings.jobs) as keeper:
         uvicorn.run(
             make_app(settings, keeper),
@@ -33,3 +38,8 @@ def run(settings: Settings, *, host: str, port: int) -> None:
             timeout_keep_alive=30,
             limit_concurrency=2000,
         )
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End as after the last line: what was submitted is written, and the store closed."""
+    sys.exit(0)
