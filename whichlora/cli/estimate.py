@@ -36,6 +36,7 @@ from .hours import (
     whole_training,
     with_shots,
 )
+from .processor import echo_times, wants_processor
 from .setup_options import generation_fields, setup_options, training_fields
 from .tables import table
 
@@ -54,7 +55,9 @@ correction_option = click.option(
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="MODEL…")
-@click.option("--gpu", "gpus", multiple=True, help="Card, as `whichlora gpus` lists it; repeat for several.")
+@click.option(
+    "--gpu", "gpus", multiple=True, help="Card, as `whichlora gpus` lists it; repeat for several. cpu: this processor."
+)
 @click.option(
     "--method", "methods", multiple=True, default=["lora"], show_default=True, help="Also qlora, dora, full, …"
 )
@@ -121,6 +124,9 @@ def estimate(
     asked = list(_combinations(models, options))
     for text in dict.fromkeys(f"{workload.model}: {each}" for workload in asked for each in caveats(workload, stack)):
         click.echo(text, err=True)
+    if wants_processor(gpus):
+        echo_times(asked, setup_text, as_json=as_json)
+        return
     predictions = [
         predict(workload, find_gpu(gpu), stack=stack, correction=options["correction"])
         for workload in asked

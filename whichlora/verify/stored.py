@@ -18,6 +18,7 @@ from whichlora_profiles_db import (
     workload_id,
 )
 
+from ..processor import threads
 from .place import Place
 
 _LOAD = "load"
@@ -30,9 +31,11 @@ _SAME = {
 
 
 def _settings(place: Place) -> str:
-    """Return what decides bytes and is in no field: how weights come, and the allocator's setting that workers inherit."""
+    """Return what decides bytes or times and is in no field: how weights come, and settings that workers inherit."""
     found = [os.environ[name] for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF") if os.environ.get(name)]
-    alloc_conf = f" alloc_conf={found[0]}" if found and place.device != "cpu" else ""
+    if place.device == "cpu":
+        return f"weights=random threads={threads()}"
+    alloc_conf = f" alloc_conf={found[0]}" if found else ""
     return f"weights=random{alloc_conf}"
 
 
