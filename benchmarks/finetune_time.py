@@ -118,7 +118,8 @@ def batches(recipe: Any) -> list[int]:
     samples = load_samples(recipe.data, config=recipe.workload.config, tokenizer=tokenizer)
     examples = make_examples(samples.train, recipe.data, tokenizer, recipe.workload.seq_len)
     lengths = [len(each["input_ids"]) for each in examples]
-    order = list(LongestFirst(lengths, first=recipe.micro_batch_size, seed=recipe.training.seed))
+    grouped = recipe.data.group_by_length
+    order = list(LongestFirst(lengths, first=recipe.micro_batch_size, seed=recipe.training.seed, grouped=grouped))
     collate = Collator(pad_id=0, seq_len=recipe.workload.seq_len)
     size = recipe.micro_batch_size
     groups = (order[start : start + size] for start in range(0, len(order), size))

@@ -239,7 +239,13 @@ def rank_costs(result: PickResult) -> Iterator[RankCost]:
         attentions=(workload.attention,),
         optimizers=(workload.optimizer,),
         checkpointing=(workload.checkpointing,),
-        stage2=replace(config.stage2, batch_sizes=(workload.batch_size,), total_time_s=None, peak_memory_bytes=None),
+        stage2=replace(
+            config.stage2,
+            batch_sizes=(workload.batch_size,),
+            accumulations=(workload.accumulation,),
+            total_time_s=None,
+            peak_memory_bytes=None,
+        ),
     )
     shape = replace(shape_from_config(workload.config, name=workload.model), parameters=choice.parameters)
     for row in stage2_rows(free, shape):

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from whichlora_calibration import Verdict, predict
-from whichlora_estimators.units import format_bytes, format_seconds
-from whichlora_profiles_db import Measurement, Store
+from whichlora_profiles_db import Store
 
-from .pick import PickResult, Row, choose, memory_limit, total_s
+from .pick import PickResult, Row, choose, memory_limit, serving_rows, with_times
+from .pickconfig import PickConfig
 from .policy import by_policy
+from .verify.judged import Limits, Seen, broken, first_that_keeps, seen_in_rehearsal, seen_in_run
 
-#: Rows that are tried before the search's own order is trusted again.
+#: Rows of a stage that are tried, of a model's inference and of all training, before the search's own order is trusted again.
 MOST_TRIED = 8
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """What a rehearsal or a run showed of a row: None where it did not say."""
-
-    evidence: str
-    outcome: str
-    error: str
-    allocated_peak_bytes: int | None
-    process_bytes: int | None
-    step_s: float | None = None
 
 
 def check(
@@ -36,91 +25,99 @@ def check(
     """Return the search with its choice rehearsed; with `on` ("auto", "cuda", "null" …) verified there as well.
 
     Rows are tried best first, those that straddle a limit included, until one keeps every limit with the bytes (and the
-    time, on a card) that were seen; what was seen replaces what was predicted, in the row and in its evidence.
+    time, on a card) that were seen. Before the first row of a model its inference is run in the same way; a model that
+    does not serve is not kept. What was seen replaces what was predicted, in the row and in its evidence.
     Raises WhichloraError where the training stack or the card is missing.
     """
-    config, rows = result.config, list(result.stage2)
-    places = {id(row): place for place, row in enumerate(rows)}
-    candidates = by_policy(config, [row for row in rows if not row.rejected or row.undecided])
-    for row in candidates[:MOST_TRIED]:
-        seen = row
-        for look in _looks(result, on, store):
-            report(f"{row.model} {row.method}, batch {row.workload.batch_size}: to be {look.__name__}")
-            seen = _with(result, seen, look(seen))
-            if seen.rejected:
-                report(f"  {'; '.join(seen.rejected)}")
+    config = result.config
+    checker = _Checker(result, on, store, report)
+    candidates = by_policy(config, [row for row in result.stage2 if not row.rejected or row.undecided])
+    tried = candidates[:MOST_TRIED]
+    found = first_that_keeps(tried, checker.serving, checker.keeps, satisfy=config.stage1.satisfy)
+    checked = checker.result()
+    if found is not None:
+        choice = checker.seen[id(found)]
+        prediction = predict(choice.workload, config.gpu, stack=config.stack, correction=config.correction)
+        return replace(checked, choice=choice, prediction=prediction)
+    report(f"none of the first {len(tried)} kept the limits; the choice is by formula again")
+    gone = {id(row) for row in tried}
+    left = [row for row in result.stage2 if id(row) not in gone and row.model in checked.kept]
+    fallback, predicted = choose(config, left)
+    same = None if fallback is None else fallback.workload
+    stage2 = tuple(fallback if fallback is not None and row.workload == same else row for row in checked.stage2)
+    return replace(checked, stage2=stage2, choice=fallback, prediction=predicted)
+
+
+class _Checker:
+    """Runs rows, remembers what they became, and which models turned out not to serve."""
+
+    def __init__(self, result: PickResult, on: str | None, store: Store | None, report: Report) -> None:
+        self.before, self.on, self.store, self.report = result, on, store, report
+        self.seen: dict[int, Row] = {}
+
+    def serving(self, model: str) -> list[Row]:
+        """Return a model's inference to be run."""
+        rows = serving_rows(self.before, model)
+        return rows if self.before.config.stage1.satisfy == "all" else rows[:MOST_TRIED]
+
+    def keeps(self, row: Row) -> bool:
+        """Rehearse and verify a row, and say whether it keeps its limits."""
+        found = row
+        for name, look in self._looks():
+            what = "serving" if row.workload.phase == "generate" else row.method
+            self.report(f"{row.model} {what}, batch {row.workload.batch_size}: to be {name}")
+            found = with_seen(self.before.config, found, look(row))
+            if found.rejected:
+                self.report(f"  {'; '.join(found.rejected)}")
                 break
-        rows[places[id(row)]] = seen
-        if not seen.rejected:
-            prediction = predict(row.workload, config.gpu, stack=config.stack, correction=config.correction)
-            return replace(result, stage2=tuple(rows), choice=seen, prediction=prediction)
-    tried = {id(row) for row in candidates[:MOST_TRIED]}
-    left = [row for row in result.stage2 if id(row) not in tried]
-    report(f"none of the first {min(MOST_TRIED, len(candidates))} kept the limits; the choice is by formula again")
-    choice, found = choose(config, left)
-    return replace(result, stage2=tuple(rows), choice=choice, prediction=found)
+        self.seen[id(row)] = found
+        return not found.rejected
 
+    def _looks(self) -> Iterator[tuple[str, Callable[[Row], Seen]]]:
+        yield "rehearsed", self._rehearsed
+        if self.on is not None:
+            yield "verified", self._verified
 
-def _looks(result: PickResult, on: str | None, store: Store | None) -> Iterator[Callable[[Row], _Seen]]:
-    def rehearsed(row: Row) -> _Seen:
+    def _rehearsed(self, row: Row) -> Seen:
         from .rehearse import rehearse
 
-        (found,) = rehearse([row.workload], result.config.gpu, jobs=1, store=store)
-        return _Seen(
-            evidence="rehearsed",
-            outcome=found.outcome,
-            error=found.error,
-            allocated_peak_bytes=found.allocated_peak_bytes,
-            process_bytes=found.process_bytes,
-        )
+        (found,) = rehearse([row.workload], self.before.config.gpu, jobs=1, store=self.store)
+        return seen_in_rehearsal(found)
 
-    def verified(row: Row) -> _Seen:
+    def _verified(self, row: Row) -> Seen:
         from .verify import Options, verify
 
-        assert on is not None
-        (found,) = verify([row.workload], on=on, gpu=result.config.gpu, options=Options(store=store))
-        return _measured(found.measurement)
+        assert self.on is not None
+        (found,) = verify([row.workload], on=self.on, gpu=self.before.config.gpu, options=Options(store=self.store))
+        return seen_in_run(found)
 
-    yield rehearsed
-    if on is not None:
-        yield verified
+    def result(self) -> PickResult:
+        """Return the search with what was seen in it, without the training of models that do not serve."""
+        result = self.before
+        stage1 = tuple(self.seen.get(id(row), row) for row in result.stage1)
+        kept = tuple(model for model in result.kept if self._serves(model, stage1))
+        stage2 = tuple(self.seen.get(id(row), row) for row in result.stage2 if row.model in kept)
+        return replace(result, stage1=stage1, kept=kept, stage2=stage2)
 
-
-def _measured(found: Measurement) -> _Seen:
-    return _Seen(
-        evidence=found.evidence,
-        outcome=found.outcome,
-        error=found.error,
-        allocated_peak_bytes=found.allocated_peak_bytes,
-        process_bytes=found.process_bytes,
-        step_s=None if found.step is None else found.step.median_s,
-    )
+    def _serves(self, model: str, stage1: tuple[Row, ...]) -> bool:
+        rows = [row for row in stage1 if row.model == model]
+        enough = all if self.before.config.stage1.satisfy == "all" else any
+        return enough(not row.rejected for row in rows)
 
 
-def _with(result: PickResult, row: Row, seen: _Seen) -> Row:
+def with_seen(config: PickConfig, row: Row, seen: Seen) -> Row:
     """Put what was seen into a row, and judge it by that."""
-    config = result.config
-    if seen.outcome != "ok":
-        what = "out of memory" if seen.outcome == "oom" else f"failed: {seen.error}"
-        return replace(
-            row, verdict=Verdict.DOES_NOT_FIT, rejected=(f"{seen.evidence}: {what}",), evidence=seen.evidence
-        )
-    step_s = seen.step_s or row.step_s
-    time_s = row.time_s if step_s is None else total_s(config, row.workload, step_s)
-    process = row.process_bytes if seen.process_bytes is None else (seen.process_bytes, seen.process_bytes)
-    limit_bytes, limit_s = memory_limit(config, "train"), config.stage2.total_time_s
-    reasons = []
-    if process is not None and process[1] > limit_bytes:
-        reasons.append(f"{seen.evidence}: {format_bytes(process[1])} of {format_bytes(limit_bytes)}")
-    if time_s is not None and limit_s is not None and time_s > limit_s:
-        reasons.append(f"{seen.evidence}: takes {format_seconds(time_s)}, limit {format_seconds(limit_s)}")
+    ran = seen.outcome == "ok"
+    found = with_times(row, seen.times) if ran else row
+    limit_s = config.stage2.total_time_s if row.workload.phase == "train" else config.stage1.time_per_token_s
+    limits = Limits(memory_bytes=memory_limit(config, row.workload.phase), time_s=limit_s)
+    reasons = tuple(broken(seen, limits, found.time_s))
+    process = None if seen.process_bytes is None or not ran else (seen.process_bytes, seen.process_bytes)
     return replace(
-        row,
+        found,
         allocated_peak_bytes=seen.allocated_peak_bytes or row.allocated_peak_bytes,
-        process_bytes=process,
-        step_s=step_s,
-        time_s=time_s,
+        process_bytes=process or row.process_bytes,
         verdict=Verdict.DOES_NOT_FIT if reasons else Verdict.FITS,
-        rejected=tuple(reasons),
+        rejected=reasons,
         evidence=seen.evidence,
     )

@@ -6,27 +6,25 @@ exceed the memory, and ranks above one that does not fit at any batch size. `pol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from math import ceil
 
-from whichlora_calibration import Prediction, Verdict, expected_times, judge, predict
+from whichlora_calibration import Prediction, TimeSpan, Verdict, corrected_times, judge, predict
 from whichlora_calibration.prediction import reserved_range
 from whichlora_estimators.errors import WhichloraError
-from whichlora_estimators.estimate import Estimate, Times, estimate
 from whichlora_estimators.gpus import context_bytes
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import ModelShape, load_model
 from whichlora_estimators.ranks import check_rank
-from whichlora_estimators.scaled import NotAffine, Scaled
 from whichlora_estimators.timeline import count_parameters
 from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_estimators.workload import Workload
 
 from .pickconfig import CHECKPOINTING_ABOVE, MethodChoice, PickConfig
-from .pickdata import with_data
+from .pickdata import Batches, Schedule, batches_of, schedule, with_data
 from .policy import by_policy
+from .setups import Setup, Widths
 
 Report = Callable[[str], None]
 
@@ -35,9 +33,10 @@ Report = Callable[[str], None]
 class Row:
     """One configuration that was tried: what it takes, and why it was dropped (nothing: it satisfies every limit).
 
-    `process_bytes` is a range: live bytes and context if the allocator is lucky, and with its usual slack. `time_s` is
-    the time of a generated token (stage 1) or of the whole fine-tuning (stage 2; None without a data set). `variant`
-    says what else was varied: optimizer, checkpointing, attention, targets, where the config names several.
+    `process_bytes` is a range: live bytes and context if the allocator is lucky, and with its usual slack. `step` is the
+    optimizer's step on the longest batch; `time` is that of a generated token (stage 1) or of the whole fine-tuning
+    (stage 2; None without a data set), which `schedule` counts. `variant` says what else was varied: optimizer,
+    checkpointing, attention, targets, where the config names several.
     """
 
     model: str
@@ -47,11 +46,27 @@ class Row:
     trainable_params: int | None = None
     allocated_peak_bytes: int | None = None
     process_bytes: tuple[int, int] | None = None
-    step_s: float | None = None
-    time_s: float | None = None
+    step: TimeSpan | None = None
+    time: TimeSpan | None = None
+    schedule: Schedule | None = None
     verdict: Verdict = Verdict.DOES_NOT_FIT
     rejected: tuple[str, ...] = ()
     evidence: str = "formula"
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds that a step is expected to take."""
+        return None if self.step is None else self.step.expected_s
+
+    @property
+    def time_s(self) -> float | None:
+        """Seconds that a token, or the whole fine-tuning, is expected to take."""
+        return None if self.time is None else self.time.expected_s
+
+    @property
+    def effective_batch(self) -> int:
+        """Samples that a step learns from."""
+        return self.workload.batch_size * self.workload.accumulation
 
     @property
     def undecided(self) -> bool:
@@ -126,6 +141,12 @@ def _serves(config: PickConfig, rows: list[Row]) -> bool:
     return enough(not row.rejected for row in rows)
 
 
+def serving_rows(result: PickResult, model: str) -> list[Row]:
+    """Return the inference of a kept model that is to be run: what may satisfy the limits, the quickest first."""
+    rows = [row for row in result.stage1 if row.model == model and (not row.rejected or row.undecided)]
+    return sorted(rows, key=lambda row: (bool(row.rejected), row.time_s or 0.0))
+
+
 def stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
     """Judge a model's inference over the whole grid."""
     grid = product(config.stage1.prefill_lengths, config.stage1.tokens_to_generate)
@@ -140,11 +161,12 @@ def stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
             prefill_len=prefill_len,
             decode_len=decode_len,
         )
-        yield from _rows(config, shape, workload, config.stage1.batch_sizes)
+        yield from _rows(config, shape, workload, [(batch, 1) for batch in config.stage1.batch_sizes], Widths(None))
 
 
 def stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
-    """Judge a model's fine-tuning with every method, rank, setup and batch size."""
+    """Judge a model's fine-tuning with every method, rank, setup, batch size and accumulation, as `finetune` runs it."""
+    batches = batches_of(config, shape.name)
     setups = product(config.methods, config.targets, config.attentions, config.optimizers, config.checkpointing)
     for choice, targets, attention, optimizer, checkpointing in setups:
         workload = Workload(
@@ -158,10 +180,12 @@ def stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
             attention=attention,
             optimizer=optimizer,
             checkpointing=_checkpoints(shape, choice, checkpointing),
-            seq_len=config.seq_len,
-            padded=config.padded,
+            seq_len=config.seq_len if batches is None else batches.seq_len,
+            padded=batches is not None and batches.padded,
+            clip_grad_norm=config.training.clip_grad_norm,
+            output_kept=False,  # Trainer takes the loss and lets the rest go
         )
-        yield from _ranks(config, shape, workload)
+        yield from _ranks(config, shape, workload, batches)
 
 
 def _checkpoints(shape: ModelShape, choice: MethodChoice, asked: bool | None) -> bool:
@@ -169,11 +193,13 @@ def _checkpoints(shape: ModelShape, choice: MethodChoice, asked: bool | None) ->
     return by_default if asked is None else asked
 
 
-def _ranks(config: PickConfig, shape: ModelShape, workload: Workload) -> Iterator[Row]:
+def _ranks(config: PickConfig, shape: ModelShape, workload: Workload, batches: Batches | None) -> Iterator[Row]:
     """Try a setup at every rank, upwards; a method without rank is tried once, and so is what no higher rank can mend."""
     ranks = config.ranks if find_method(workload.method).has_rank else config.ranks[:1]
+    sizes = list(product(config.stage2.batch_sizes, config.stage2.accumulations))
+    widths = Widths(batches)
     for place, rank in enumerate(ranks):
-        rows = _rows(config, shape, workload.with_(rank=rank), config.stage2.batch_sizes)
+        rows = _rows(config, shape, workload.with_(rank=rank), sizes, widths)
         yield from rows
         if all(row.process_bytes is not None and row.verdict is Verdict.DOES_NOT_FIT for row in rows):
             why = f"{Verdict.DOES_NOT_FIT.value}: rank {rank} already does not, at any batch size"
@@ -190,7 +216,7 @@ def _blank(config: PickConfig, shape: ModelShape, workload: Workload, *rejected:
 
 
 def _variant(config: PickConfig, workload: Workload) -> str:
-    """Name what the config varies besides method, rank and batch size, as this workload has it."""
+    """Name what the config varies besides method, rank and batch size, as this workload has it; accumulation always."""
     targets = workload.targets if isinstance(workload.targets, str) else "+".join(workload.targets or ())
     checkpointing = "checkpointing" if workload.checkpointing else "no checkpointing"
     axes = (
@@ -199,11 +225,16 @@ def _variant(config: PickConfig, workload: Workload) -> str:
         (config.optimizers, workload.optimizer),
         (config.checkpointing, checkpointing),
     )
-    return ", ".join(name for alternatives, name in axes if len(alternatives) > 1)
+    varied = [name for alternatives, name in axes if len(alternatives) > 1]
+    if config.stage2.accumulations != (1,):
+        varied.append(f"accumulation {workload.accumulation}")
+    return ", ".join(varied)
 
 
-def _rows(config: PickConfig, shape: ModelShape, workload: Workload, batch_sizes: tuple[int, ...]) -> list[Row]:
-    """Try a setup at every batch size; what cannot be predicted is one row that says why."""
+def _rows(
+    config: PickConfig, shape: ModelShape, workload: Workload, sizes: list[tuple[int, int]], widths: Widths
+) -> list[Row]:
+    """Try a setup at every batch size and accumulation; what cannot be predicted is one row that says why."""
     limit_bytes = memory_limit(config, workload.phase)
     floor_bytes = weight_floor_bytes(shape, workload) + context_bytes(config.gpu)
     blank = _blank(config, shape, workload)
@@ -212,59 +243,32 @@ def _rows(config: PickConfig, shape: ModelShape, workload: Workload, batch_sizes
         return [replace(blank, rejected=(why,))]
     try:
         check_rank(workload, config.stack)
-        setup = _Setup(config, workload)
-        return [_judged(config, blank, setup, batch) for batch in batch_sizes]
+        setup = Setup(workload, config.gpu, config.stack, widths)
+        return [_judged(config, blank, setup, *size) for size in sizes]
     except WhichloraError as error:
         return [replace(blank, rejected=(str(error),))]
 
 
-class _Setup:
-    """Peaks and times of a setup by batch size: from short timelines where they scale, laid out whole elsewhere."""
-
-    def __init__(self, config: PickConfig, workload: Workload) -> None:
-        self.workload, self.gpu, self.stack = workload, config.gpu, config.stack
-        self.estimates: dict[int, Estimate] = {}
-        try:
-            self.scaled: Scaled | None = Scaled(workload, config.gpu, stack=config.stack)
-        except NotAffine:
-            self.scaled = None
-
-    @property
-    def trainable_params(self) -> int:
-        return self._whole(1).trainable_params if self.scaled is None else self.scaled.trainable_params
-
-    def peak_bytes(self, batch: int) -> int:
-        return (
-            self._whole(batch).allocated_peak_bytes if self.scaled is None else self.scaled.allocated_peak_bytes(batch)
-        )
-
-    def times(self, batch: int) -> Times:
-        return self._whole(batch).times if self.scaled is None else self.scaled.times(batch, self.gpu)
-
-    def _whole(self, batch: int) -> Estimate:
-        if batch not in self.estimates:
-            workload = self.workload.with_(batch_size=batch)
-            self.estimates[batch] = estimate(workload, self.gpu, stack=self.stack)
-        return self.estimates[batch]
-
-
-def _judged(config: PickConfig, blank: Row, setup: _Setup, batch: int) -> Row:
-    workload = setup.workload.with_(batch_size=batch)
-    peak_bytes = setup.peak_bytes(batch)
+def _judged(config: PickConfig, blank: Row, setup: Setup, batch: int, accumulation: int) -> Row:
+    workload = setup.workload.with_(batch_size=batch, accumulation=accumulation)
+    peak_bytes = setup.peak_bytes(batch, accumulation)
+    batches = setup.widths.batches
     least, most = (size + context_bytes(config.gpu) for size in reserved_range(workload, peak_bytes))
     limit_bytes = memory_limit(config, workload.phase)
     verdict, reasons = _verdict(least, most, limit_bytes)
     row = replace(
         blank,
         workload=workload,
+        variant="" if workload.phase == "generate" else _variant(config, workload),
         trainable_params=setup.trainable_params,
         allocated_peak_bytes=peak_bytes,
         process_bytes=(least, most),
+        schedule=None if batches is None else schedule(config, batches, batch, accumulation),
         verdict=verdict,
     )
     if verdict is Verdict.DOES_NOT_FIT:
         return replace(row, rejected=tuple(reasons))
-    return _timed(config, row, setup.times(batch), reasons)
+    return _timed(config, row, setup, reasons)
 
 
 def _verdict(least_bytes: int, most_bytes: int, limit_bytes: int) -> tuple[Verdict, list[str]]:
@@ -282,41 +286,58 @@ def settled(config: PickConfig, row: Row) -> tuple[Row, Prediction]:
     prediction = predict(row.workload, config.gpu, stack=config.stack, correction=config.correction)
     process = prediction.process
     verdict, reasons = _verdict(process.low_bytes, process.high_bytes, memory_limit(config, row.workload.phase))
-    others = row.rejected[1:] if row.verdict is Verdict.TIGHT else row.rejected
     found = replace(
-        row,
+        with_times(row, prediction.times),
         allocated_peak_bytes=prediction.estimate.allocated_peak_bytes,
         process_bytes=(process.low_bytes, process.high_bytes),
         verdict=verdict,
-        rejected=(*reasons, *others),
     )
-    return found, prediction
+    return replace(found, rejected=(*reasons, *too_slow(config, found))), prediction
 
 
-def _timed(config: PickConfig, row: Row, formula: Times, reasons: list[str]) -> Row:
-    times = expected_times(formula, row.workload, config.gpu, stack=config.stack, correction=config.correction)
-    if row.workload.phase == "generate":
-        time_s, limit_s, what = _seconds_per_token(row.workload, times), config.stage1.time_per_token_s, "a token takes"
+def with_times(row: Row, spans: Mapping[str, TimeSpan]) -> Row:
+    """Put other times of a step (or of prefill and decode) into a row; the whole training changes as its step does."""
+    step = spans.get("step")
+    if step is None:
+        return replace(row, time=per_token(row.workload, spans) or row.time)
+    time = None if row.time is None or not row.step_s else step.times(row.time.expected_s / row.step_s)
+    return replace(row, step=step, time=time)
+
+
+def _timed(config: PickConfig, row: Row, setup: Setup, reasons: list[str]) -> Row:
+    """Add a row's times, corrected where that is better, and the reason if they are too long."""
+    batch, accumulation = row.workload.batch_size, row.workload.accumulation
+    formula = setup.times(batch, accumulation)
+    spans = corrected_times(formula, row.workload, config.gpu, stack=config.stack, correction=config.correction)
+    step = spans.get("step")
+    if step is None:
+        time = per_token(row.workload, spans)
     else:
-        time_s, limit_s, what = total_s(config, row.workload, times.step_s), config.stage2.total_time_s, "takes"
-    if time_s is not None and limit_s is not None and time_s > limit_s:
-        reasons.append(f"too slow: {what} {format_seconds(time_s)}, limit {format_seconds(limit_s)}")
-    return replace(row, step_s=times.step_s, time_s=time_s, rejected=tuple(reasons))
+        epoch_s = setup.epoch_s(batch, accumulation)
+        assert formula.step_s
+        time = None if epoch_s is None else step.times(config.epochs * epoch_s / formula.step_s)
+    row = replace(row, step=step, time=time)
+    return replace(row, rejected=(*reasons, *too_slow(config, row)))
 
 
-def _seconds_per_token(workload: Workload, times: Times) -> float | None:
+def too_slow(config: PickConfig, row: Row) -> list[str]:
+    """Say whether a row's expected time is beyond its limit, and by what."""
+    generates = row.workload.phase == "generate"
+    limit_s = config.stage1.time_per_token_s if generates else config.stage2.total_time_s
+    if row.time_s is None or limit_s is None or row.time_s <= limit_s:
+        return []
+    what = "a token takes" if generates else "takes"
+    return [f"too slow: {what} {format_seconds(row.time_s)}, limit {format_seconds(limit_s)}"]
+
+
+def per_token(workload: Workload, spans: Mapping[str, TimeSpan]) -> TimeSpan | None:
     """Prefill and decode over all tokens generated, so that more of them amortise the prefill."""
-    if times.prefill_s is None:
+    if "prefill" not in spans:
         return None
-    decode_s = (times.decode_s_per_token or 0.0) * (workload.decode_len - 1)
-    return (times.prefill_s + decode_s) / (workload.batch_size * workload.decode_len)
-
-
-def total_s(config: PickConfig, workload: Workload, step_s: float | None) -> float | None:
-    """Return the seconds of all epochs; None without a data set or a time."""
-    if config.samples is None or step_s is None:
-        return None
-    return config.epochs * ceil(config.samples / workload.batch_size) * step_s
+    tokens = workload.batch_size * workload.decode_len
+    share = spans["prefill"].times(1 / tokens)
+    decode = spans.get("decode")
+    return share if decode is None else share.plus(decode.times((workload.decode_len - 1) / tokens))
 
 
 def memory_limit(config: PickConfig, phase: str) -> int:

@@ -21,6 +21,7 @@ from whichlora_estimators.stack import NEWEST_STACK, Stack, parse_stack
 from whichlora_estimators.units import GB
 from whichlora_estimators.workload import ATTENTIONS, PRECISIONS
 
+from .data.lengths import Lengths
 from .data.spec import KEYS as DATA_KEYS
 from .data.spec import DataSpec, data_from_fields
 from .finetune.settings import Training, training_from_fields
@@ -54,9 +55,14 @@ class Stage1:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage2:
-    """Fine-tuning: batch sizes to try and the limits."""
+    """Fine-tuning: micro-batches to try, how many of them to accumulate to a step, and the limits.
+
+    A step learns from batch size times accumulation samples; more than `useful_batch` are of no use (None: any number is).
+    """
 
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    accumulations: tuple[int, ...] = (1,)
+    useful_batch: int | None = None
     total_time_s: float | None = None
     peak_memory_bytes: int | None = None
 
@@ -90,7 +96,8 @@ class Soft:
 class PickConfig:
     """What to choose among, and under which constraints.
 
-    The tuples from `methods` to `checkpointing` are alternatives, best-liked first; the search combines them all.
+    The tuples from `methods` to `checkpointing` are alternatives, best-liked first; the search combines them all. `lengths`
+    are those of the data set's samples under each model's tokenizer, once they are measured; `samples` is None without one.
     """
 
     gpu: Gpu
@@ -113,7 +120,7 @@ class PickConfig:
     soft: Soft = Soft()
     correction: Choice = CURRENT
     data: DataSpec | None = None
-    padded: bool = False
+    lengths: Mapping[str, Lengths] = field(default_factory=dict)
     stack: Stack = NEWEST_STACK
     training: Training = field(default_factory=Training)
     cluster: Cluster = field(default_factory=Cluster)
@@ -192,6 +199,8 @@ def _stage2(section: Mapping[str, Any]) -> Stage2:
     name = "stage2_profile."
     return Stage2(
         batch_sizes=_wholes(section, "batch_size", name) or Stage2().batch_sizes,
+        accumulations=_wholes(section, "accumulation", name) or Stage2().accumulations,
+        useful_batch=_optional(section, "useful_batch", f"{name}useful_batch", _whole),
         total_time_s=_scaled(section, "total_time_mins", name, 60.0),
         peak_memory_bytes=_memory(section, name),
     )
@@ -391,7 +400,7 @@ _STAGE1_KEYS = (
     "quantization",
     "satisfy",
 )
-_STAGE2_KEYS = ("batch_size", "total_time_mins", "peak_memory_gb")
+_STAGE2_KEYS = ("batch_size", "accumulation", "useful_batch", "total_time_mins", "peak_memory_gb")
 
 
 def _check_tokenizers(tokenizers: tuple[str, ...], models: tuple[str, ...]) -> None:

@@ -9,11 +9,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any
 
-from whichlora_calibration import Interval, Prediction, Verdict
+from whichlora_calibration import Interval, Prediction, TimeSpan, Verdict
 from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.methods import find_method
@@ -23,15 +22,15 @@ from whichlora_estimators.workload import Workload
 
 from .advice import Advice
 from .finetune.settings import Finetune, ModelSource
-from .pick import PickResult, Row, memory_limit
+from .pick import PickResult, Row, memory_limit, per_token, serving_rows
 from .pickconfig import PickConfig, Stage1, Stage2
-from .pickdata import tokenizer_of
+from .pickdata import Schedule, tokenizer_of
 from .policy import ranked
 from .records import from_json, to_json
 from .report_measured import Pair
 
 #: The layout of plan.json; one more with every change that an older reader would misread.
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +48,26 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """What a candidate is predicted to take: `step_s` and `total_s` when training, `token_s` per generated token."""
+    """What a candidate is predicted to take: `step` and `total` time when training, of a generated `token` when serving.
+
+    The step is the optimizer's, on the longest batch; the total is that of all batches as long as they are.
+    """
 
     allocated: Spread
     reserved: Spread | None
     process: Spread
-    step_s: float | None
-    total_s: float | None
-    token_s: float | None
+    step: TimeSpan | None
+    total: TimeSpan | None
+    token: TimeSpan | None
     evidence: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One configuration: what would run, for how many optimizer steps, what that takes, why it was dropped (if it was).
+    """One configuration: what would run, for how many steps, what that takes, why it was dropped (if it was).
 
-    `predicted` is None for what was dropped before any prediction; the last three are None without a data set.
+    `predicted` is None for what was dropped before any prediction, `epochs` where nothing is trained, `schedule` without a
+    data set.
     """
 
     workload: Workload
@@ -72,14 +75,24 @@ class Candidate:
     predicted: Predicted | None
     rejected: tuple[str, ...]
     epochs: int | None
-    samples: int | None
-    steps: int | None
+    schedule: Schedule | None
+
+    def time_s(self, spans: Mapping[str, TimeSpan]) -> float | None:
+        """Return the seconds of the whole training, or of a generated token, if its parts take so long; None if unknown."""
+        if self.workload.phase == "generate":
+            token = per_token(self.workload, spans)
+            return None if token is None else token.expected_s
+        predicted, step = self.predicted, spans.get("step")
+        if step is None or predicted is None or predicted.total is None or predicted.step is None:
+            return None
+        return predicted.total.expected_s * step.expected_s / predicted.step.expected_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a search found: `survivors` satisfy every limit, best first, so that the first one is the choice.
 
+    `serving` are the configurations of inference that these models were kept for, the quickest of each model first.
     `misses` holds, for each model larger than the choice (for every one if there is none), what came closest. `models`
     maps the names of all models in the plan to their config.json; `finetune` holds what else fine-tuning needs.
     """
@@ -91,6 +104,7 @@ class Plan:
     kept: tuple[str, ...]
     choice: Candidate | None
     survivors: tuple[Candidate, ...]
+    serving: tuple[Candidate, ...]
     misses: tuple[Candidate, ...]
     models: Mapping[str, Mapping[str, Any]]
     finetune: Finetune
@@ -105,6 +119,7 @@ def make_plan(result: PickResult) -> Plan:
     others = tuple(_candidate(config, row) for row in survivors(result)[1:])
     missed = tuple(_candidate(config, row) for row in misses(result))
     candidates = (*others, *missed) if choice is None else (choice, *others, *missed)
+    tuned = () if choice is None else tuple(dict.fromkeys(each.workload.model for each in (choice, *others)))
     return Plan(
         whichlora=__version__,
         gpu=config.gpu,
@@ -113,6 +128,7 @@ def make_plan(result: PickResult) -> Plan:
         kept=result.kept,
         choice=choice,
         survivors=() if choice is None else (choice, *others),
+        serving=tuple(_candidate(config, row) for model in tuned for row in serving_rows(result, model)),
         misses=missed,
         models={each.workload.model: each.workload.config for each in candidates},
         finetune=_finetune(config, sorted({each.workload.model for each in candidates})),
@@ -178,16 +194,13 @@ def _distance(config: PickConfig, row: Row) -> tuple[int, float, int]:
 
 
 def _candidate(config: PickConfig, row: Row, prediction: Prediction | None = None) -> Candidate:
-    training = row.workload.phase == "train"
-    samples = config.samples if training else None
     return Candidate(
         workload=row.workload,
         parameters=row.parameters,
         predicted=_predicted(row) if prediction is None else _fully_predicted(row, prediction),
         rejected=row.rejected,
-        epochs=config.epochs if training else None,
-        samples=samples,
-        steps=None if samples is None else config.epochs * ceil(samples / row.workload.batch_size),
+        epochs=config.epochs if row.workload.phase == "train" else None,
+        schedule=row.schedule,
     )
 
 
@@ -200,9 +213,9 @@ def _predicted(row: Row) -> Predicted | None:
         allocated=Spread(expected_bytes=row.allocated_peak_bytes, low_bytes=None, high_bytes=None, coverage=None),
         reserved=None,
         process=Spread(expected_bytes=None, low_bytes=least_bytes, high_bytes=most_bytes, coverage=None),
-        step_s=row.step_s,
-        total_s=row.time_s if training else None,
-        token_s=None if training else row.time_s,
+        step=row.step,
+        total=row.time if training else None,
+        token=None if training else row.time,
         evidence=row.evidence,
     )
 
@@ -220,9 +233,9 @@ def _fully_predicted(row: Row, prediction: Prediction) -> Predicted:
         allocated=_spread(found.allocated_peak_bytes, prediction.allocated),
         reserved=reserved,
         process=process,
-        step_s=row.step_s,
-        total_s=row.time_s,
-        token_s=None,
+        step=row.step,
+        total=row.time,
+        token=None,
         evidence=prediction.evidence,
     )
 

@@ -2,11 +2,13 @@
 
 The policy is a list of criteria, each looked at only where the ones before it leave a tie. By default: the largest base
 model; the least lossy storage of its weights (none, int8, then 4 bit); the method named first in the config; the higher
-rank; the largest useful batch (no smaller one is clearly quicker); the least time.
+rank; the largest useful batch; the least time. A batch is what the optimizer's step learns from, accumulated or not; it is
+of use if it is no larger than the config and the data set allow, and no smaller one is clearly quicker.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ TIME_TOLERANCE = 0.05
 ALIKE = 0.01
 LOSSINESS = ("none", "int8", "nf4", "fp4")
 
-#: A criterion: smaller is better. It sees the config, the row, and the rows that differ from it in batch size only.
+#: A criterion: smaller is better. It sees the config, the row, and the rows that differ from it in their batches only.
 Criterion = Callable[[PickConfig, "Row", Sequence["Row"]], tuple[float, ...]]
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -29,8 +31,8 @@ CRITERIA: Mapping[str, Criterion] = {
     "weights": lambda config, row, batches: (LOSSINESS.index(row.workload.quantization),),
     "method": lambda config, row, batches: (config.methods.index(_method(row)),),
     "rank": lambda config, row, batches: (-row.workload.rank,),
-    "batch": lambda config, row, batches: (slower_than_needed(row, batches), -row.workload.batch_size),
-    "time": lambda config, row, batches: (row.time_s or row.step_s or 0.0,),
+    "batch": lambda config, row, batches: _by_batch(config, row, batches),
+    "time": lambda config, row, batches: (cost_s(row) or 0.0,),
 }
 
 
@@ -51,13 +53,32 @@ def by_policy(config: PickConfig, rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=preference)
 
 
+def _by_batch(config: PickConfig, row: Row, batches: Sequence[Row]) -> tuple[float, ...]:
+    """Prefer useful batches, the largest first; of those that are too large, the smallest."""
+    beyond = max(0, row.effective_batch - most_useful(config))
+    return slower_than_needed(row, batches), beyond, -row.effective_batch
+
+
+def most_useful(config: PickConfig) -> int:
+    """Return the samples that a step may learn from usefully: as many as the config says, and no more than there are."""
+    bounds = (config.stage2.useful_batch, config.samples)
+    return min((bound for bound in bounds if bound is not None), default=sys.maxsize)
+
+
 def slower_than_needed(row: Row, batches: Iterable[Row]) -> bool:
     """Say whether a smaller batch of the same setup takes clearly less time: then this one is of no use."""
-    return row.time_s is not None and any(
-        other.time_s is not None and other.time_s * (1 + TIME_TOLERANCE) < row.time_s
-        for other in batches
-        if other.workload.batch_size < row.workload.batch_size
-    )
+    time_s = cost_s(row)
+    if time_s is None:
+        return False
+    smaller = (cost_s(other) for other in batches if other.effective_batch < row.effective_batch)
+    return any(other_s is not None and other_s * (1 + TIME_TOLERANCE) < time_s for other_s in smaller)
+
+
+def cost_s(row: Row) -> float | None:
+    """Return the seconds of the whole fine-tuning; without a data set, those of a step for each of its samples."""
+    if row.time_s is not None or row.step_s is None:
+        return row.time_s
+    return row.step_s / row.effective_batch
 
 
 def frontier(rows: Iterable[Row]) -> list[Row]:
@@ -75,8 +96,7 @@ def frontier(rows: Iterable[Row]) -> list[Row]:
 
 def _costs(row: Row) -> tuple[float, float, float]:
     assert row.process_bytes is not None
-    time_s = row.time_s if row.time_s is not None else (row.step_s or 0.0) / row.workload.batch_size
-    return -row.parameters, time_s, row.process_bytes[1]
+    return -row.parameters, cost_s(row) or 0.0, row.process_bytes[1]
 
 
 def _beats(other: Row, row: Row) -> bool:
@@ -89,5 +109,7 @@ def _method(row: Row) -> MethodChoice:
 
 
 def _setup(row: Row) -> tuple[object, ...]:
-    """Tell a setup by what varies within one search, besides the batch size."""
-    return row.model, _method(row), row.workload.rank, row.variant
+    """Tell a setup by what varies within one search, besides batch size and accumulation."""
+    workload = row.workload
+    varied = (workload.targets, workload.attention, workload.optimizer, workload.checkpointing)
+    return row.model, _method(row), workload.rank, *varied

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from .advice import Advice
 from .pick import PickResult, Row
 from .report_advice import advice_list, data_figure, frontier_table, rank_figure
-from .report_answer import asked, assumptions, breakdown, headline, numbers, title
+from .report_answer import asked, assumptions, breakdown, headline, numbers, title, training
 from .report_charts import (
     DOTS,
     dots_of,
@@ -38,7 +38,8 @@ def _body(result: PickResult, advice: Advice | None, measured: Sequence[Pair]) -
     stages = stages_of(result)
     parts = [headline(result), asked(result)]
     if result.choice is not None and result.prediction is not None:
-        parts += [numbers(result, result.choice, result.prediction), breakdown(result, result.prediction)]
+        parts += [numbers(result, result.choice, result.prediction), training(result)]
+        parts.append(breakdown(result, result.prediction))
     if advice is not None and (said := advice_list(advice)):
         parts.append(section("What it hangs on", said))
     if any(not row.rejected for row in result.stage2):

@@ -15,7 +15,16 @@ from .pickconfig import PickConfig
 from .policy import frontier
 from .report_charts import COLOURS, Axis, Figure, bare_layout, titled, with_limits
 from .report_tables import lines_table
-from .report_view import describe, format_count, format_time, most_bytes, seconds_of, short_names
+from .report_view import (
+    describe,
+    format_count,
+    format_range,
+    format_time,
+    most_bytes,
+    seconds_of,
+    short_names,
+    span_of,
+)
 
 #: Lines in the chart of data sizes, and points along each.
 DRAWN_MODELS = 6
@@ -31,8 +40,8 @@ def frontier_table(result: PickResult) -> str:
     """Lay out the configurations that no other beats in size, memory and time."""
     lines = [(_frontier_cells(row), "chosen" if row is result.choice else "") for row in frontier(result.stage2)]
     time = "step time" if result.config.samples is None else "total time"
-    headers = ("model", "parameters", "setup", "trained", "process up to", time)
-    return lines_table(headers, lines, right=(1, 3, 4, 5), wide=2)
+    headers = ("model", "parameters", "setup", "trained", "process up to", time, "between")
+    return lines_table(headers, lines, right=(1, 3, 4, 5, 6), wide=2)
 
 
 def _frontier_cells(row: Row) -> Iterator[str]:
@@ -42,6 +51,7 @@ def _frontier_cells(row: Row) -> Iterator[str]:
     yield "-" if row.trainable_params is None else format_count(row.trainable_params)
     yield format_bytes(most_bytes(row) or 0)
     yield format_time(seconds_of(row))
+    yield format_range(span_of(row))
 
 
 # --- what limits hold off ---
@@ -153,14 +163,20 @@ def _best_of_models(result: PickResult) -> list[Row]:
 
 
 def _time_line(config: PickConfig, row: Row, name: str, sizes: Iterable[int], colour: str) -> dict[str, Any]:
-    batch, step_s = row.workload.batch_size, row.step_s or 0.0
     points = list(sizes)
     return {
         "type": "scatter",
         "mode": "lines",
         "name": escape(f"{name}, {describe(row)}"),
         "x": points,
-        "y": [config.epochs * ceil(size / batch) * step_s / 3600 for size in points],
+        "y": [_training_s(config, row, size) / 3600 for size in points],
         "line": {"color": colour},
         "hovertemplate": "%{x:,} samples: %{y:.3g} h<extra></extra>",
     }
+
+
+def _training_s(config: PickConfig, row: Row, samples: int) -> float:
+    """Return the seconds of all epochs over another number of samples, as long as those of the data set are."""
+    if row.time_s is not None and row.schedule is not None:
+        return row.time_s * samples / row.schedule.samples
+    return config.epochs * ceil(samples / row.effective_batch) * (row.step_s or 0.0)

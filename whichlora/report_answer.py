@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from html import escape
-from math import ceil
 
-from whichlora_calibration import Interval, Prediction
+from whichlora_calibration import Interval, Prediction, TimeSpan
 from whichlora_estimators.gpus import context_bytes
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.units import format_bytes, format_seconds
@@ -14,7 +13,19 @@ from whichlora_estimators.units import format_bytes, format_seconds
 from .pick import PickResult, Row, memory_limit
 from .pickconfig import CHECKPOINTING_ABOVE, PickConfig
 from .plan import misses, survivors
-from .report_view import batch_of, card_memory, describe, format_count, format_limit, format_time, method_name
+from .report_training import training_facts
+from .report_view import (
+    batch_of,
+    batch_text,
+    card_memory,
+    describe,
+    format_count,
+    format_limit,
+    format_range,
+    format_span,
+    format_time,
+    method_name,
+)
 
 #: Misses that the page names where nothing satisfies the limits; the table of models has the others.
 NAMED_MISSES = 3
@@ -40,7 +51,7 @@ def headline(result: PickResult) -> str:
     variant = f", {escape(result.choice.variant)}" if result.choice.variant else ""
     sentence = (
         f"Fine-tune <strong>{escape(result.choice.model)}</strong> with <strong>{method}</strong>{rank}{variant},"
-        f" at batch size {workload.batch_size}."
+        f" at {batch_text(result.choice)}."
     )
     return _header(result, sentence, escape(f"{_cost(result, result.choice, result.prediction)} {_funnel(result)}"))
 
@@ -53,10 +64,10 @@ def _header(result: PickResult, sentence: str, detail: str) -> str:
 def _cost(result: PickResult, choice: Row, prediction: Prediction) -> str:
     config = result.config
     if config.samples is None:
-        time = f"A step takes about {format_time(choice.step_s)}"
+        time = f"A step takes about {format_span(choice.step)}"
     else:
         epochs = "one epoch" if config.epochs == 1 else f"{config.epochs} epochs"
-        time = f"That takes about {format_time(choice.time_s)} for {epochs} of {config.samples:,} samples"
+        time = f"That takes about {format_span(choice.time)} for {epochs} of {config.samples:,} samples"
     used = format_bytes(prediction.estimate.process_bytes)
     return f"{time}, and {used} of the card ({_between(prediction.process)})."
 
@@ -114,19 +125,39 @@ def numbers(result: PickResult, choice: Row, prediction: Prediction) -> str:
     """Show each predicted number of the choice with its interval, its limit and its evidence."""
     cards = "\n".join(
         f'<div class="card"><p class="name">{escape(name)}</p><p class="value">{escape(value)}</p>'
-        f'<p class="note">{escape(note)}</p><p class="chip">{escape(prediction.evidence)}</p></div>'
-        for name, value, note in _cards(result, choice, prediction)
+        f'<p class="note">{escape(note)}</p><p class="chip">{escape(evidence)}</p></div>'
+        for name, value, note, evidence in (*_seen(result, choice), *_cards(result, choice, prediction))
     )
     return f'<div class="cards">\n{cards}\n</div>'
 
 
-def _cards(result: PickResult, choice: Row, prediction: Prediction) -> Iterator[tuple[str, str, str]]:
+def _seen(result: PickResult, choice: Row) -> Iterator[tuple[str, str, str, str]]:
+    """Show what the choice took when it was rehearsed or measured, if it was."""
+    if choice.evidence not in ("rehearsed", "measured") or choice.process_bytes is None:
+        return
+    limit = f"limit {format_bytes(memory_limit(result.config, 'train'))}"
+    yield "Process bytes as seen", format_bytes(choice.process_bytes[1]), limit, choice.evidence
+    if choice.allocated_peak_bytes is not None:
+        yield "Allocated peak as seen", format_bytes(choice.allocated_peak_bytes), "", choice.evidence
+
+
+def _cards(result: PickResult, choice: Row, prediction: Prediction) -> Iterator[tuple[str, str, str, str]]:
+    """Show what is predicted."""
+    for name, value, note in _bytes_cards(result, prediction):
+        yield name, value, note, prediction.evidence
+    for name, value, note in _time_cards(result, choice, prediction):
+        yield name, value, note, "formula" if choice.step is None else choice.step.evidence
+    trained = prediction.estimate.trainable_params
+    share = f"{trained / choice.parameters:.2%} of {format_count(choice.parameters)}"
+    yield "Trainable parameters", format_count(trained), share, "formula"
+
+
+def _bytes_cards(result: PickResult, prediction: Prediction) -> Iterator[tuple[str, str, str]]:
     found, config = prediction.estimate, result.config
     context = found.context_bytes
     process = prediction.process
     reserved = f"{format_bytes(process.low_bytes - context)} to {format_bytes(process.high_bytes - context)}"
     limit = format_bytes(memory_limit(config, "train"))
-    unknown = "no interval is known"
     yield "Process bytes", format_bytes(found.process_bytes), f"{_between(process)}; limit {limit}"
     yield "Allocated peak", format_bytes(found.allocated_peak_bytes), _between(prediction.allocated)
     yield (
@@ -134,20 +165,33 @@ def _cards(result: PickResult, choice: Row, prediction: Prediction) -> Iterator[
         format_bytes(found.reserved_peak_bytes),
         f"{reserved} with {process.coverage:.0%} probability",
     )
-    yield "Time of a step", format_time(choice.step_s), unknown
-    if config.samples is not None and choice.time_s is not None:
-        steps = config.epochs * ceil(config.samples / found.workload.batch_size)
-        limit_s = config.stage2.total_time_s
+
+
+def _time_cards(result: PickResult, choice: Row, prediction: Prediction) -> Iterator[tuple[str, str, str]]:
+    found = prediction.estimate
+    yield "Time of a step", format_time(choice.step_s), f"{_probably(choice.step)}, on the longest batch"
+    if choice.schedule is not None and choice.time is not None:
+        schedule, limit_s = choice.schedule, result.config.stage2.total_time_s
         within = "no limit" if limit_s is None else f"limit {format_seconds(limit_s)}"
-        yield "Time in all", format_time(choice.time_s), f"{steps:,} steps; {within}"
-    if found.tokens_per_s is not None:
+        yield "Time in all", format_time(choice.time_s), f"{_probably(choice.time)}; {within}"
+        real = schedule.epochs * schedule.real_tokens / choice.time.expected_s
+        note = f"{schedule.padding_share:.1%} more is computed for padding" if schedule.padding_share else "no padding"
+        yield "Throughput", f"{real:,.0f} tokens/s", f"{schedule.total_steps:,} steps; {note}"
+    elif found.tokens_per_s is not None:
         yield "Throughput", f"{found.tokens_per_s:,.0f} tokens/s", "padding counts as tokens"
-    share = found.trainable_params / choice.parameters
-    yield (
-        "Trainable parameters",
-        format_count(found.trainable_params),
-        f"{share:.2%} of {format_count(choice.parameters)}",
-    )
+
+
+def _probably(span: TimeSpan | None) -> str:
+    if span is None:
+        return "no interval is known"
+    return format_range(span) + (f" with {span.coverage:.0%} probability" if span.coverage < 1 else ", as timed")
+
+
+def training(result: PickResult) -> str:
+    """List what the chosen training consists of; empty without a data set."""
+    facts = list(training_facts(result))
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
+    return f'<section>\n<h2>The training</h2>\n<dl class="facts">{items}</dl>\n</section>' if facts else ""
 
 
 # --- what fills the card ---
@@ -198,11 +242,11 @@ def _assumptions(config: PickConfig) -> Iterator[str]:
     yield (
         f"Configurations that satisfy every limit are compared by {', '.join(config.policy)}, in this order: the largest"
         " model; the least lossy weights (unquantized, int8, then 4 bit); the method named first in the config; the"
-        " higher rank; the largest batch that no smaller one beats in time; the least time."
+        " higher rank; the largest useful batch, which no smaller one clearly beats in time; the least time."
     )
     yield (
-        f"All numbers are by formula for one {gpu.name} ({card_memory(gpu)}; {gpu.hbm_bytes_per_s / 1e9:,.0f} GB/s)."
-        " Nothing was run: no weights, tokenizers or repeated runs were needed."
+        f"All numbers are for one {gpu.name} ({card_memory(gpu)}; {gpu.hbm_bytes_per_s / 1e9:,.0f} GB/s), by formula but"
+        " where the tables say that they were rehearsed or measured. No weights are needed for that."
     )
     yield (
         f"Beside what PyTorch reserves, a process holds {format_bytes(context_bytes(gpu))} on this card: the CUDA"
@@ -234,12 +278,24 @@ def _training_assumptions(config: PickConfig) -> Iterator[str]:
         f"Fine-tuning in {config.precision}, attention {_or(config.attentions)}, optimizer {_or(config.optimizers)},"
         f" {_or(above[each] for each in config.checkpointing)}, adapters on {_or(targets)}, dropout {config.dropout:g}."
     )
-    length = f"Every sample is {config.seq_len:,} tokens long, no gradients are accumulated"
+    yield (
+        "A step is that of Transformers' Trainer, which lets the model's output go before backward and clips gradients"
+        f" ({'not here' if config.training.clip_grad_norm is None else f'at {config.training.clip_grad_norm:g}'})."
+    )
+    equal = f"Every sample is {config.seq_len:,} tokens long"
     if config.samples is None:
-        yield f"{length}. The config names no data set, so that times are those of a step."
-    else:
-        epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
-        yield f"{length}; {config.samples:,} samples, {epochs}. Loading, evaluation and saving take no time here."
+        yield f"{equal}. The config names no data set, so that times are those of a step."
+        return
+    length = (
+        "Memory is that of the longest batch, time that of all tokens with their padding" if config.lengths else equal
+    )
+    epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+    yield f"{length}; {config.samples:,} samples, {epochs}. Loading, evaluation and saving take no time here."
+    if any(found.evidence != "tokenizer" for found in config.lengths.values()):
+        yield (
+            "Tokens of some models were estimated from characters, since their tokenizers were not to be had: the longest"
+            " sample counts as long as it may be; the error of all tokens together is in no interval."
+        )
 
 
 def _or(alternatives: Iterable[str]) -> str:

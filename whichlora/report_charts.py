@@ -17,11 +17,12 @@ from .report_view import (
     Stage,
     batch_of,
     describe,
-    format_time,
+    format_span,
     most_bytes,
     seconds_of,
     setup_of,
     short_names,
+    span_of,
 )
 
 Figure = dict[str, Any]
@@ -393,7 +394,7 @@ def hover(row: Row) -> str:
         low, high = (format_bytes(size) for size in row.process_bytes)
         lines.append(f"process {low} to {high}")
     if seconds_of(row) is not None:
-        lines.append(f"time {format_time(seconds_of(row))}")
+        lines.append(f"time {format_span(span_of(row))}")
     reasons = [_folded(reason) for reason in row.rejected] or [WITHIN]
     return "<br>".join([*lines, *reasons])
 

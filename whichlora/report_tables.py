@@ -15,12 +15,15 @@ from .report_view import (
     Stage,
     batch_of,
     describe,
+    evidence_of,
     format_count,
+    format_range,
     format_time,
     most_bytes,
     outcome_of,
     seconds_of,
     setup_of,
+    span_of,
 )
 
 #: Rows of a stage that the page shows; further ones only make it slow.
@@ -79,9 +82,22 @@ def _closest(row: Row | None) -> str:
 def rows_table(stage: Stage) -> str:
     """Lay out the rows of a stage in the order tried, with all reasons; of very many the first of each model."""
     shown = shown_rows(stage.rows)
-    headers = ("model", stage.setup_name, "batch", "allocated", "process bytes", stage.time_name, "result", "evidence")
+    headers = (
+        "model",
+        stage.setup_name,
+        "batch",
+        "allocated",
+        "process bytes",
+        stage.time_name,
+        "between",
+        "result",
+        "evidence",
+    )
     table = lines_table(
-        headers, [(_cells(row), "chosen" if row is stage.choice else "") for row in shown], right=(2, 3, 4, 5), wide=6
+        headers,
+        [(_cells(row), "chosen" if row is stage.choice else "") for row in shown],
+        right=(2, 3, 4, 5, 6),
+        wide=7,
     )
     counts = Counter(outcome_of(row) for row in stage.rows)
     summary = ", ".join(f"{outcome}: {count:,}" for outcome, count in counts.most_common())
@@ -113,9 +129,10 @@ def _cells(row: Row) -> Iterator[str]:
     yield "-" if row.allocated_peak_bytes is None else format_bytes(row.allocated_peak_bytes)
     yield "-" if row.process_bytes is None else " to ".join(map(format_bytes, row.process_bytes))
     yield format_time(seconds_of(row))
+    yield format_range(span_of(row))
     why = escape("; ".join(row.rejected))
     yield f'<span class="no">{why}</span>' if why else f'<span class="yes">{WITHIN}</span>'
-    yield escape(row.evidence if batch is not None else "-")
+    yield escape(evidence_of(row) if batch is not None else "-")
 
 
 def lines_table(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from whichlora_calibration import Verdict
+from whichlora_calibration import TimeSpan, Verdict
 from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.units import GB, format_bytes, format_seconds
@@ -159,6 +159,36 @@ def format_count(count: int) -> str:
 def format_time(duration_s: float | None) -> str:
     """Print a duration, or a dash for none."""
     return "-" if duration_s is None else format_seconds(duration_s)
+
+
+def evidence_of(row: Row) -> str:
+    """Name the evidence of a row's bytes, and that of its time where it is another one."""
+    span = span_of(row)
+    if span is None or span.evidence == row.evidence:
+        return row.evidence
+    return f"{row.evidence}; time {span.evidence}"
+
+
+def span_of(row: Row) -> TimeSpan | None:
+    """Return the time that the stage is judged by, with its interval."""
+    return row.step if row.time is None else row.time
+
+
+def format_range(span: TimeSpan | None) -> str:
+    """Print between what a duration lies."""
+    return "-" if span is None else f"{format_seconds(span.low_s)} to {format_seconds(span.high_s)}"
+
+
+def format_span(span: TimeSpan | None) -> str:
+    """Print a duration and between what it lies: `3.2 h (2.5 h to 4.3 h)`."""
+    return "-" if span is None else f"{format_seconds(span.expected_s)} ({format_range(span)})"
+
+
+def batch_text(row: Row) -> str:
+    """Say what a step learns from: `batch size 8`, or `batch size 8, accumulated 4 times (32 samples a step)`."""
+    size, times = row.workload.batch_size, row.workload.accumulation
+    text = f"batch size {size}"
+    return text if times == 1 else f"{text}, accumulated {times} times ({size * times} samples a step)"
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:

@@ -59,6 +59,11 @@ class TimeSpan:
         """Return the span of so many such times in a row, all off by the same share."""
         return replace(self, expected_s=self.expected_s * count, low_s=self.low_s * count, high_s=self.high_s * count)
 
+    def plus(self, other: TimeSpan) -> TimeSpan:
+        """Return the span of both in a row, off together at the worst."""
+        low_s, high_s = self.low_s + other.low_s, self.high_s + other.high_s
+        return replace(self, expected_s=self.expected_s + other.expected_s, low_s=low_s, high_s=high_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .allocator import AllocatorConfig, CachingAllocator
@@ -173,19 +173,24 @@ def times_of(
     Give other `constants` for what the roofline would say had it been fitted otherwise.
     """
 
-    def seconds(segments: Iterable[Segment], *, recording: bool = False) -> float:
+    def seconds(segments: Sequence[Segment], recording: bool) -> float:
         launched = [kernel for s in segments for kernel in kernels[s.first.kernel : s.last.kernel]]
         return lane_times(launched, gpu, constants=constants, recording=recording).total_s
 
+    return times_by(timeline, seconds)
+
+
+def times_by(timeline: Timeline, seconds: Callable[[Sequence[Segment], bool], float]) -> Times:
+    """Return the times of a timeline, given what tells the seconds of segments in a row and whether they are recorded."""
     by_label = {segment.label: segment for segment in timeline.order}
     if "prefill" not in by_label:
-        return Times(step_s=seconds(_first_step(timeline.order), recording=True))
+        return Times(step_s=seconds(_first_step(timeline.order), True))
     steps = sorted(
         (label for label in by_label if label.startswith("decode ")), key=lambda label: int(label.split()[1])
     )
-    times = [seconds([by_label[label]]) for label in steps]
+    times = [seconds([by_label[label]], False) for label in steps]
     decode = _mean_step(times, timeline.skipped_decode_steps) if steps else None
-    return Times(prefill_s=seconds([by_label["prefill"]]), decode_s_per_token=decode)
+    return Times(prefill_s=seconds([by_label["prefill"]], False), decode_s_per_token=decode)
 
 
 def _first_step(order: Sequence[Segment]) -> list[Segment]:

@@ -5,20 +5,25 @@ the batch. So timelines at two batches give every storage's size, and with it th
 With one more layer, all places within a section of the step (a layer's forward, a layer's backward, the loss …) shift
 by the same number of bytes, so two shallow depths give the deep one. Both steps are exact, except that short cuts which
 small batches take (a 4-bit product that needs no dequantized copy, say) are not seen, a little too high there, and that
-the workspaces of reductions are no straight line. Times are computed at powers of two and are straight lines between.
+the workspaces of reductions are no straight line. Times of the deep model are those of the section's launches in a row,
+the added layers' as often as they come; they are computed at powers of two and are straight lines between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .estimate import BLOCK_BYTES, Times, times_of
+from .estimate import BLOCK_BYTES, Times, times_by, times_of
 from .families import find_family
 from .gpus import Gpu
+from .roofline import Roofline, launch_seconds
 from .stack import NEWEST_STACK, Stack
+from .stretches import Stretch, deep_seconds, stretch
 from .tape import Kernel
+from .tensor import WAITS
 from .timeline import Segment, Timeline, lay
 from .workload import Workload
 
@@ -74,7 +79,7 @@ class _Depth:
         low, high = (lay(workload.with_(batch_size=batch), config, **card) for batch in BATCHES)
         if low.tape.events != high.tape.events or len(low.tape.kernels) != len(high.tape.kernels):
             raise NotAffine
-        self.timeline = low
+        self.timeline, self.layers = low, layers
         self.events = np.array(low.events(), dtype=np.int64)
         self.sizes = _affine(low.tape.sizes, high.tape.sizes)
         self.counts = _affine(_counts(low), _counts(high))
@@ -95,11 +100,24 @@ class _Depth:
                 peaks[section] = max(peak, peaks.get(section, 0))
         return peaks
 
-    def times(self, batch: int, gpu: Gpu) -> Times:
-        """Return the times of this depth on a card."""
+    def kernels(self, batch: int) -> list[Kernel]:
+        """Return the launches at a batch size."""
         rows = self.counts.at(batch).reshape(-1, _COUNTS).tolist()
-        kernels = [Kernel._make((*row, *kind)) for row, kind in zip(rows, self.kinds, strict=True)]
-        return times_of(self.timeline, kernels, gpu)
+        return [Kernel._make((*row, *kind)) for row, kind in zip(rows, self.kinds, strict=True)]
+
+    def stretches(self, places: Sequence[int], lane: Sequence[float], launch_s: float) -> dict[Hashable, Stretch]:
+        """Return the launches of some segments by section, in their order; `lane` holds the device seconds of each."""
+        found: dict[Hashable, Stretch] = {}
+        for number, place in enumerate(places):
+            segment = self.timeline.order[place]
+            first, last = segment.first, segment.last
+            marks = [mark for mark in self.timeline.tape.marks if first.event <= mark.event < last.event]
+            names = ["", *(_from_nearer_end(mark.label, self.layers) for mark in marks)]
+            cuts = [first.kernel, *(mark.kernel for mark in marks), last.kernel]
+            for index, (name, (start, stop)) in enumerate(zip(names, pairwise(cuts), strict=True)):
+                key = number, name, names[:index].count(name)
+                found[key] = stretch(lane[start:stop], launch_s)
+        return found
 
 
 def _sections(timeline: Timeline, layers: int) -> tuple[Ints, list[tuple[str, str]]]:
@@ -180,6 +198,27 @@ class Scaled:
     def _times(self, batch_size: int, gpu: Gpu) -> Times:
         key = (batch_size, gpu.slug)
         if key not in self.known_times:
-            shallow, deeper = (depth.times(batch_size, gpu) for depth in self.depths)
-            self.known_times[key] = shallow.extended(deeper, self.steps)
+            self.known_times[key] = self._deep_times(batch_size, gpu)
         return self.known_times[key]
+
+    def _deep_times(self, batch_size: int, gpu: Gpu) -> Times:
+        """Lay the launches of both depths out on the card, and those of the added layers as often as the model has them."""
+        launched = [depth.kernels(batch_size) for depth in self.depths]
+        timelines = [depth.timeline for depth in self.depths]
+        if any(kernel.dtype == WAITS for kernel in launched[1]):  # the lanes are level at each: times add up
+            shallow, deeper = (times_of(each, kernels, gpu) for each, kernels in zip(timelines, launched, strict=True))
+            return shallow.extended(deeper, self.steps)
+        roofline = Roofline(gpu)
+        known = {kernel: roofline.kernel_s(kernel) for kernels in launched for kernel in set(kernels)}
+        lanes = [list(map(known.__getitem__, kernels)) for kernels in launched]
+        order = {id(segment): place for place, segment in reversed(list(enumerate(timelines[1].order)))}
+
+        def seconds(segments: Sequence[Segment], recording: bool) -> float:
+            launch_s = launch_seconds(gpu, recording=recording)
+            places = [order[id(segment)] for segment in segments]
+            shallow, deeper = (
+                depth.stretches(places, lane, launch_s) for depth, lane in zip(self.depths, lanes, strict=True)
+            )
+            return deep_seconds(shallow, deeper, self.steps, launch_s)
+
+        return times_by(timelines[1], seconds)

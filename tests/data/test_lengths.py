@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 from whichlora.cli import main
 from whichlora.data import DataSpec, Lengths, Sample, advise_seq_len, measure_lengths
-from whichlora.data.lengths import from_lengths
+from whichlora.data.lengths import from_lengths, padded
 from whichlora.data.measure import cache_folder
 from whichlora.data.tokens import IGNORED_LABEL, encode
-from whichlora.finetune.examples import Collator, LongestFirst, make_examples
+from whichlora.finetune.examples import Collator, LongestFirst, _cut, _packed, make_examples
 
 from ..finetune.conftest import UNITS, save_tokenizer
 
@@ -32,7 +33,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @given(LISTS, st.integers(1, 320), st.integers(1, 8))
 def test_lengths_say_what_the_list_says(values: list[int], seq_len: int, batch_size: int) -> None:
-    """Counts, sums and cuts are those of the list; padding only adds; a batch of one pads nothing."""
+    """Counts, sums and cuts are those of the list; padding only adds, less where samples are grouped or packed."""
     lengths = from_lengths(values, learnt=sum(values))
     assert list(lengths.each()) == sorted(values)
     assert (lengths.samples, lengths.tokens, lengths.longest) == (len(values), sum(values), max(values))
@@ -41,9 +42,37 @@ def test_lengths_say_what_the_list_says(values: list[int], seq_len: int, batch_s
     kept = lengths.truncated(seq_len)
     assert kept.tokens == sum(min(value, seq_len) for value in values)
     assert kept.longest <= seq_len
-    padded = kept.padded_tokens(batch_size, seq_len=seq_len)
-    assert kept.tokens <= padded <= len(values) * kept.longest
-    assert kept.padded_tokens(1, seq_len=seq_len) == kept.tokens
+    epochs = {how: lengths.epoch(batch_size, collation=how, seq_len=seq_len) for how in ("pad", "group", "pack")}
+    assert epochs["pad"].longest_tokens == min(seq_len, padded(max(values)))
+    for how in ("pad", "group"):
+        assert kept.tokens == epochs[how].real_tokens <= epochs[how].computed_tokens + 1e-6
+        assert epochs[how].computed_tokens <= len(values) * epochs[how].longest_tokens + 1e-6
+        assert epochs[how].steps == -(-len(values) // batch_size)
+    assert epochs["pack"].real_tokens == epochs["pack"].computed_tokens <= lengths.tokens
+
+
+@pytest.mark.parametrize("how", ["pad", "group", "pack"])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_epochs_are_those_of_the_batches_that_are_trained_on(how: str, batch_size: int) -> None:
+    """Batches, padded tokens and the longest batch equal those of the order and the collator of a fine-tuning."""
+    draw = random.Random(0)
+    values = [min(700, int(draw.lognormvariate(5, 0.6)) + 3) for _ in range(2000)]
+    pairs = [([5] * length, [5] * length) for length in values]
+    examples = _packed(pairs, 512) if how == "pack" else _cut(pairs, 512)
+    order = LongestFirst(
+        [len(each["input_ids"]) for each in examples], first=batch_size, seed=0, grouped=how == "group"
+    )
+    order.set_epoch(1)
+    collate, places = Collator(pad_id=0, seq_len=512), list(order)
+    batches = [
+        collate([examples[place] for place in places[start : start + batch_size]])["input_ids"]
+        for start in range(0, len(places), batch_size)
+    ]
+    found = from_lengths(values, learnt=1).epoch(batch_size, collation=how, seq_len=512)
+    assert found.steps == len(batches)
+    assert found.longest_tokens == max(batch.shape[1] for batch in batches)
+    assert found.computed_tokens == pytest.approx(sum(batch.numel() for batch in batches), rel=0.02)
+    assert found.real_tokens == sum(len(each["input_ids"]) for each in examples)
 
 
 @given(LISTS, st.floats(0.01, 1))
@@ -100,10 +129,10 @@ def test_a_batch_hides_its_padding() -> None:
     assert "attention_mask" not in Collator(pad_id=0, seq_len=64)(examples[1:])
 
 
-@given(LISTS, st.integers(1, 8), st.integers(0, 3))
-def test_an_order_has_every_example_once(values: list[int], first: int, epoch: int) -> None:
-    """In each epoch; the first batch of the first epoch holds the longest."""
-    order = LongestFirst(values, first=first, seed=1)
+@given(LISTS, st.integers(1, 8), st.integers(0, 3), st.booleans())
+def test_an_order_has_every_example_once(values: list[int], first: int, epoch: int, grouped: bool) -> None:
+    """In each epoch, grouped by length or not; the first batch of the first epoch holds the longest."""
+    order = LongestFirst(values, first=first, seed=1, grouped=grouped)
     order.set_epoch(epoch)
     found = list(order)
     assert sorted(found) == list(range(len(values)))

@@ -113,6 +113,22 @@ def test_scaled_peaks_equal_whole_timelines(workload: Workload, quantization: st
         assert exact <= found <= exact * (1 if quantization == "none" or batch >= 16 else 1.05)
 
 
+@pytest.mark.parametrize("workload", [*TRAINED, *GENERATED], ids=named)
+def test_scaled_times_are_those_of_whole_timelines(workload: Workload) -> None:
+    """Where the host is the slower lane in some parts of a step and the card in others, too."""
+    layers_key = next(key for key in ("num_hidden_layers", "n_layer") if key in workload.config)
+    config = {**workload.config, layers_key: 20, "vocab_size": 200_000}
+    deep = workload.with_(config=config, batch_size=16)
+    try:
+        found = Scaled(deep, GPU).times(16, GPU)
+    except NotAffine:
+        return
+    exact = estimate(deep, GPU).times
+    names = ("step_s",) if workload.phase == "train" else ("prefill_s", "decode_s_per_token")
+    for name in names:
+        assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=0.02)
+
+
 QWEN2 = {
     "model_type": "qwen2",
     "hidden_size": 128,

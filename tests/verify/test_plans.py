@@ -55,25 +55,41 @@ def test_the_first_survivor_that_keeps_the_limits_is_the_best(plan: Plan) -> Non
     found = verify_plan(tried, on="null", gpu=small, options=Options(steps=1, warmup=0))
     assert [each.verification.workload.id for each in found.checked] == ["large", "over", "fits"]
     reasons = [each.rejected[0] if each.rejected else "" for each in found.checked]
-    assert reasons[0].startswith("out of memory in ")
+    assert reasons[0].startswith("rehearsed: out of memory in ")
     assert "limit" in reasons[1]
     assert found.best is found.checked[-1]
     assert found.spared == 2
-    assert [each.total_s for each in found.checked] == [None] * 3
+    assert [each.time_s for each in found.checked] == [None] * 3
     assert found.unchecked == ("time (that of a card)",)
 
 
 def test_times_are_those_of_all_steps(plan: Plan) -> None:
-    """The whole fine-tuning takes the median step as often as the plan has steps."""
+    """The whole fine-tuning takes as much longer than the plan's as the median step does: here so many steps in all."""
     tried = altered(plan, tiny(precision="fp32", seq_len=16))
     found = verify_plan(tried, on="cpu", options=Options(steps=2, warmup=0))
     assert found.best
     step = found.best.verification.measurement.step
     assert step
-    assert found.best.total_s == pytest.approx((step.median_s or 0) * 100)
+    assert found.best.time_s == pytest.approx((step.median_s or 0) * 100)
 
 
 def test_what_cannot_run_there_is_refused_before_anything_runs(plan: Plan) -> None:
     """A plan for quantised weights is not verified on the host."""
     with pytest.raises(Unsupported, match="nf4"):
         verify_plan(altered(plan, tiny(precision="fp32"), tiny(quantization="nf4")), on="cpu")
+
+
+def test_a_model_has_to_serve_before_it_is_tuned(plan: Plan) -> None:
+    """Inference of the choice is run first; beyond the limit of stage 1, none of the model's training is run."""
+    assert [each.workload.phase for each in plan.serving] == ["generate"]
+    small = dataclasses.replace(
+        plan.serving[0], workload=tiny(id="serve", phase="generate", prefill_len=8, decode_len=2)
+    )
+    tried = dataclasses.replace(altered(plan, tiny(id="train")), serving=(small,))
+    found = verify_plan(tried, on="null", options=Options(steps=1, warmup=0))
+    assert [each.candidate.workload.id for each in found.checked] == ["serve", "train"]
+    assert found.best is found.checked[-1]
+    strict = dataclasses.replace(tried, stage1=dataclasses.replace(tried.stage1, peak_memory_bytes=1))
+    found = verify_plan(strict, on="null", options=Options(steps=1, warmup=0))
+    assert [each.candidate.workload.id for each in found.checked] == ["serve"]
+    assert (found.best, found.spared) == (None, 1)

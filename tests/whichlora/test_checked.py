@@ -37,7 +37,8 @@ def test_the_choice_is_rehearsed_and_a_refuted_one_passed_over(searched: PickRes
     assert found.choice.evidence == "rehearsed"
     assert found.choice in found.stage2
     assert found.choice.allocated_peak_bytes == pytest.approx(searched.choice.allocated_peak_bytes, rel=0.01)
-    assert store.count() == 1
+    assert [row.evidence for row in found.stage1] == ["rehearsed"]
+    assert store.count() == 2
     seen = found.choice.process_bytes
     assert seen is not None
     # the search believed in this limit, the rehearsal does not
@@ -48,4 +49,12 @@ def test_the_choice_is_rehearsed_and_a_refuted_one_passed_over(searched: PickRes
     refuted = next(row for row in moved.stage2 if row.workload == found.choice.workload)
     assert refuted.evidence == "rehearsed"
     assert refuted.rejected
-    assert store.count() == 2
+    assert store.count() == 3
+    # a model that turns out not to serve is not tuned
+    served = found.stage1[0].process_bytes
+    assert served is not None
+    barred = replace(searched.config, stage1=replace(searched.config.stage1, peak_memory_bytes=served[1] - 1))
+    nothing = check(replace(searched, config=barred), store=store)
+    assert (nothing.kept, nothing.stage2, nothing.choice) == ((), (), None)
+    assert "rehearsed: takes" in nothing.stage1[0].rejected[0]
+    assert store.count() == 3

@@ -66,13 +66,18 @@ def test_choice_is_complete(found: PickResult) -> None:
     assert choice is not None
     assert found.choice is not None
     assert choice.workload == found.choice.workload
-    assert (choice.epochs, choice.samples) == (2, 1000)
-    assert choice.steps == 2 * -(-1000 // choice.workload.batch_size)
+    schedule = choice.schedule
+    assert schedule is not None
+    assert (choice.epochs, schedule.epochs, schedule.samples) == (2, 2, 1000)
+    assert schedule.total_steps == 2 * -(-1000 // choice.workload.batch_size)
+    assert (schedule.real_tokens, schedule.computed_tokens, schedule.longest_tokens) == (256_000, 256_000, 256)
     predicted = choice.predicted
     assert predicted is not None
     assert predicted.evidence == "formula"
-    assert predicted.step_s is not None
-    assert predicted.total_s == pytest.approx(choice.steps * predicted.step_s)
+    assert predicted.step is not None
+    assert predicted.total is not None
+    assert predicted.total.expected_s == pytest.approx(schedule.total_steps * predicted.step.expected_s)
+    assert predicted.total.low_s < predicted.total.expected_s < predicted.total.high_s
     for spread in (predicted.allocated, predicted.reserved, predicted.process):
         assert spread is not None
         assert spread.expected_bytes is not None
@@ -179,7 +184,7 @@ def test_every_field_of_a_plan_is_required_and_typed(found: PickResult) -> None:
         (("kept",), "gpt2", "kept"),
         (("models",), {}, "not among the models"),
         (("choice",), None, "first survivor"),
-        (("choice", "predicted", "step_s"), float("nan"), "choice.predicted.step_s"),
+        (("choice", "predicted", "step", "low_s"), float("nan"), "choice.predicted.step.low_s"),
         (("choice", "predicted", "process", "low_bytes"), "1 GB", "choice.predicted.process.low_bytes"),
         (("choice", "workload", "batch_size"), 0, "batch_size"),
         (("choice", "workload", "method"), "lorra", "unknown method"),

@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from whichlora_estimators.errors import BadValue
+from whichlora_estimators.lengths import COLLATIONS, Epoch
 from whichlora_estimators.models import load_model
 
 from ..data import FORMATS, Lengths, advise_seq_len, data_from_fields, measure_lengths
+from ..data.lengths import positions_of
 from ..data.measure import Measured
 from .tables import table
 
@@ -48,8 +50,7 @@ def data(source: str, model: str, tokenizer: str | None, **options: Any) -> None
         offline=options["offline"],
         report=lambda text: click.echo(text, err=True),
     )
-    limit = shape.config.get("max_position_embeddings")
-    advice = advise_seq_len(measured.train, limit=limit if isinstance(limit, int) else None)
+    advice = advise_seq_len(measured.train, limit=positions_of(shape.config))
     seq_len = options["seq_len"] or advice[0]
     if options["as_json"]:
         click.echo(json.dumps(_answer(measured, advice, seq_len, options["batch_sizes"]), indent=1))
@@ -66,7 +67,7 @@ def _columns(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _answer(measured: Measured, advice: tuple[int, str], seq_len: int, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
-    train, kept = measured.train, measured.train.truncated(seq_len)
+    train = measured.train
     return {
         "schema": SCHEMA,
         "evidence": train.evidence,
@@ -83,7 +84,18 @@ def _answer(measured: Measured, advice: tuple[int, str], seq_len: int, batch_siz
         "seq_len": seq_len,
         "cut_samples": train.cut(seq_len)[0],
         "packed_sequences": train.blocks(seq_len),
-        "padded_tokens": {str(size): kept.padded_tokens(size, seq_len=seq_len) for size in batch_sizes},
+        "epochs": {
+            how: {str(size): _epoch(train.epoch(size, collation=how, seq_len=seq_len)) for size in batch_sizes}
+            for how in COLLATIONS
+        },
+    }
+
+
+def _epoch(found: Epoch) -> dict[str, int]:
+    return {
+        "passes": found.steps,
+        "real_tokens": round(found.real_tokens),
+        "computed_tokens": round(found.computed_tokens),
     }
 
 
@@ -109,13 +121,12 @@ def _evidence(train: Lengths) -> str:
 
 
 def _epochs(train: Lengths, seq_len: int, batch_sizes: tuple[int, ...]) -> str:
-    kept = train.truncated(seq_len)
+    """Lay out what an epoch is in batches of several sizes, collated in every way that there is."""
     rows = []
-    for size in batch_sizes:
-        padded = kept.padded_tokens(size, seq_len=seq_len)
-        share = f"{1 - kept.tokens / padded:.1%}"
-        rows.append(("padded", str(size), str(-(-kept.samples // size)), str(padded), share))
-    for size in batch_sizes:
-        blocks = train.blocks(seq_len)
-        rows.append(("packed", str(size), str(-(-blocks // size)), str(blocks * seq_len), "0.0%"))
-    return table(("", "batch", "steps", "tokens", "padding"), rows, right=range(1, 5))
+    for how in COLLATIONS:
+        for size in batch_sizes:
+            found = train.epoch(size, collation=how, seq_len=seq_len)
+            rows.append(
+                (how, str(size), f"{found.steps}", f"{found.computed_tokens:.0f}", f"{found.padding_share:.1%}")
+            )
+    return table(("collated", "batch", "batches", "tokens", "padding"), rows, right=range(1, 5))

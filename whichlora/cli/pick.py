@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from whichlora_estimators.errors import WhichloraError
+from whichlora_estimators.methods import find_method
 from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_profiles_db import open_store
 
@@ -21,6 +22,8 @@ from ..pickconfig import read_config
 from ..policy import frontier
 from ..records import to_json
 from ..report_measured import pairs
+from ..report_training import training_facts
+from ..report_view import batch_text, evidence_of, format_range, format_time
 from .estimate import explanation
 from .tables import table
 
@@ -41,6 +44,13 @@ SCHEMA = 1
 @click.option("--advice/--no-advice", default=True, show_default=True, help="Say what the next larger model lacks.")
 @click.option("--verify", is_flag=True, help="Rehearse the choice, then verify it on the card if it is here.")
 @click.option(
+    "--on",
+    type=click.Choice(("auto", "cuda", "null")),
+    default="auto",
+    show_default=True,
+    help="Where --verify runs it after the rehearsal. auto: on the card, or nowhere.",
+)
+@click.option(
     "--db",
     type=click.Path(path_type=Path),
     help="The store (default: the user's).",
@@ -60,7 +70,7 @@ def pick(config: Path, out: Path, show_all: bool, advice: bool, as_json: bool, *
         asked = replace(asked, correction=None)
     result = search(asked, offline=options["offline"], report=_tell)
     if options["verify"]:
-        result = _checked(result, options["db"])
+        result = _checked(result, options["on"], options["db"])
     advised = advise(result, offline=options["offline"], report=_tell) if advice else None
     if as_json:
         click.echo(json.dumps(answer(result, advised), indent=1))
@@ -75,16 +85,20 @@ def _tell(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _checked(result: PickResult, db: Path | None) -> PickResult:
+def _checked(result: PickResult, where: str, db: Path | None) -> PickResult:
     """Rehearse the choice and, where a card is, verify it there."""
     from ..checked import check
     from ..verify import find_place
 
-    try:
-        on = find_place("cuda").device
-    except WhichloraError as error:
-        _tell(f"rehearsed only: {error}")
-        on = None
+    on: str | None = where
+    if where != "null":
+        try:
+            on = find_place("cuda").device
+        except WhichloraError as error:
+            if where == "cuda":
+                raise
+            _tell(f"rehearsed only: {error}")
+            on = None
     return check(result, on=on, store=open_store(db), report=_tell)
 
 
@@ -94,7 +108,7 @@ def answer(result: PickResult, advice: Advice | None) -> dict[str, Any]:
     def row(each: Row) -> dict[str, Any]:
         plain: dict[str, Any] = to_json(each)
         del plain["workload"]["config"]
-        return plain
+        return plain | {"step_s": each.step_s, "time_s": each.time_s, "effective_batch": each.effective_batch}
 
     return {
         "schema": SCHEMA,
@@ -118,21 +132,24 @@ def _texts(result: PickResult, advice: Advice | None, show_all: bool) -> Iterato
 
 def _stage(rows: tuple[Row, ...], most: int) -> str:
     lines = [_cells(row) for row in rows[:most]]
-    text = table(("model", "setup", "batch", "process up to", "time", "evidence", "result"), lines, right=(2, 3, 4))
+    headers = ("model", "setup", "batch", "process up to", "time", "between", "evidence", "result")
+    text = table(headers, lines, right=(2, 3, 4))
     return text if len(rows) <= most else f"{text}\n… {len(rows) - most} more (--all, or the report)"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     workload = row.workload
     memory = "-" if row.process_bytes is None else format_bytes(row.process_bytes[1])
-    time = "-" if row.time_s is None else format_seconds(row.time_s)
     result = "; ".join(row.rejected) or "ok"
-    return row.model, _setup(row), str(workload.batch_size), memory, time, row.evidence, result
+    batch = f"{workload.batch_size}" + (f"x{workload.accumulation}" if workload.accumulation > 1 else "")
+    times = format_time(row.time_s), format_range(row.time)
+    return row.model, _setup(row), batch, memory, *times, evidence_of(row), result
 
 
 def _setup(row: Row) -> str:
     workload = row.workload
-    length = f"{workload.prefill_len}+{workload.decode_len}" if workload.phase == "generate" else f"r{workload.rank}"
+    ranked = f"r{workload.rank}" if find_method(workload.method).has_rank else ""
+    length = f"{workload.prefill_len}+{workload.decode_len}" if workload.phase == "generate" else ranked
     return f"{row.method} {length}{', ' if row.variant else ''}{row.variant}"
 
 
@@ -140,14 +157,18 @@ def _conclusion(result: PickResult) -> str:
     kept = ", ".join(result.kept) or "none"
     if result.choice is None or result.prediction is None:
         return f"Stage 1 kept: {kept}.\nNo configuration satisfies every limit; the reasons are in the tables."
-    return f"Stage 1 kept: {kept}.\nChoice: {_named(result.choice)}.\n\n{explanation(result.prediction)}"
+    facts = "".join(f"{name}: {text}\n" for name, text in training_facts(result))
+    return f"Stage 1 kept: {kept}.\nChoice: {_named(result.choice)}.\n{facts}\n{explanation(result.prediction)}"
 
 
 def _named(row: Row) -> str:
     time = "" if row.time_s is None else f", {format_seconds(row.time_s)} in all"
-    variant = f", {row.variant}" if row.variant else ""
-    workload = row.workload
-    return f"{row.model} with {row.method}, rank {workload.rank}{variant}, batch size {workload.batch_size}{time}"
+    return f"{row.model} with {_method(row)}, {batch_text(row)}{time}"
+
+
+def _method(row: Row) -> str:
+    rank = f", rank {row.workload.rank}" if find_method(row.workload.method).has_rank else ""
+    return f"{row.method}{rank}{', ' if row.variant else ''}{row.variant}"
 
 
 def _advice(advice: Advice) -> Iterator[str]:

@@ -225,7 +225,7 @@ def _verify_plan(path: Path, options: dict[str, Any]) -> None:
     click.echo(f"on {_where(place.device, place.environment)}", err=True)
     if place.device == "cuda" and place.environment.gpu != plan.gpu.slug:
         click.echo(f"the plan was made for {plan.gpu.name}", err=True)
-    found = verify_plan(plan, on=place, options=_options(options, len(plan.survivors)))
+    found = verify_plan(plan, on=place, options=_options(options, len(plan.survivors) + len(plan.serving)))
     if options["as_json"]:
         click.echo(json.dumps(plan_answer(found), indent=1))
     else:
@@ -237,7 +237,12 @@ def _verify_plan(path: Path, options: dict[str, Any]) -> None:
 def plan_answer(found: PlanVerification) -> dict[str, Any]:
     """Flatten what became of a plan for machines."""
     checked = [
-        {**answer(each.verification), "total_s": each.total_s, "rejected": list(each.rejected)}
+        {
+            **answer(each.verification),
+            "phase": each.candidate.workload.phase,
+            "time_s": each.time_s,
+            "rejected": list(each.rejected),
+        }
         for each in found.checked
     ]
     return {
@@ -252,12 +257,13 @@ def plan_answer(found: PlanVerification) -> dict[str, Any]:
 def _plan_text(found: PlanVerification) -> str:
     lines = [_table([each.verification for each in found.checked]), ""]
     for each in found.checked:
+        serves = "serving, " if each.candidate.workload.phase == "generate" else ""
         name = workload_name(each.candidate.workload)
-        lines.append(f"{name}: {'; '.join(each.rejected) or 'keeps the limits'}")
+        lines.append(f"{serves}{name}: {'; '.join(each.rejected) or 'keeps the limits'}")
     if found.best is None:
         lines.append("No survivor of the plan keeps the limits.")
     else:
-        total = "" if found.best.total_s is None else f", {format_seconds(found.best.total_s)} in all"
+        total = "" if found.best.time_s is None else f", {format_seconds(found.best.time_s)} in all"
         evidence = found.best.verification.measurement.evidence
         lines.append(f"Best: {workload_name(found.best.candidate.workload)}{total} ({evidence}).")
     if found.unchecked:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import ceil
+from typing import Any
 
 from whichlora_estimators.errors import BadValue
+from whichlora_estimators.lengths import Epoch, epoch_of, lengths_from_histogram
 
 #: Sequence lengths are advised in steps of this many tokens: tensor cores like whole tiles.
 _ROUND_TO = 64
+#: Batches are padded to a multiple of this many tokens: matrix units like whole tiles.
+PADDED_TO = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +80,29 @@ class Lengths:
         """Return how many full sequences the samples fill when they are joined end to end (at least one)."""
         return max(1, self.tokens // seq_len)
 
-    def padded_tokens(self, batch_size: int, *, seq_len: int, seed: int = 0) -> int:
-        """Return the tokens of one epoch in shuffled batches, each padded to its longest sample."""
-        lengths = [min(length, seq_len) for length in self.each()]
-        random.Random(seed).shuffle(lengths)
-        batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
-        return sum(len(batch) * max(batch) for batch in batches)
+    def widest(self, seq_len: int) -> int:
+        """Return the tokens of the longest batch once padded: as many as a sample may have, where they are estimated."""
+        return min(seq_len, padded(ceil(self.longest * (1 + self.error[1]))))
+
+    def epoch(self, batch_size: int, *, collation: str, seq_len: int) -> Epoch:
+        """Collate as a fine-tuning does: cut at `seq_len` and padded to whole tiles, or packed, the rest left out.
+
+        Raises UnknownName for a collation, BadValue for sizes.
+        """
+        if collation == "pack":
+            width = min(seq_len, self.tokens)
+            whole = lengths_from_histogram({width: self.blocks(seq_len)})
+            return epoch_of(whole, batch_size, collation=collation, seq_len=width)
+        tiles: Counter[int] = Counter()
+        for length, count in self.counts.items():
+            tiles[min(padded(length), seq_len)] += count
+        found = epoch_of(lengths_from_histogram(tiles), batch_size, collation=collation, seq_len=seq_len)
+        return replace(found, real_tokens=float(self.truncated(seq_len).tokens))
+
+
+def padded(tokens: int) -> int:
+    """Return the width that a batch whose longest sample has so many tokens is padded to."""
+    return -(-tokens // PADDED_TO) * PADDED_TO
 
 
 def from_lengths(lengths: Iterable[int], *, learnt: int, **more: object) -> Lengths:
@@ -114,3 +134,9 @@ def advise_seq_len(lengths: Lengths, *, limit: int | None = None, packing: bool 
     if cut:
         return advised, f"{cut} of {lengths.samples} samples are longer and cut off, {lost} tokens lost"
     return advised, "no sample is longer"
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return the most positions that a model has, by its config.json; None where that does not say."""
+    found = (config.get(key) for key in ("max_position_embeddings", "n_positions"))
+    return next((value for value in found if isinstance(value, int)), None)

@@ -24,10 +24,11 @@ KEYS = (
     "columns",
     "completion_only",
     "packing",
+    "group_by_length",
     "seed",
 )
 _TEXTS = ("source", "subset", "train", "validation", "test")
-_FLAGS = ("completion_only", "packing")
+_FLAGS = ("completion_only", "packing", "group_by_length")
 _SHARES = ("validation_share", "test_share")
 #: Columns that rows are made of, by our names for them.
 COLUMNS = ("text", "messages", "prompt", "completion", "question", "context", "answer")
@@ -40,7 +41,8 @@ class DataSpec:
     `source` is a file, an id of the Hugging Face Hub (with its `subset`), or the dotted path of a BaseDataset. `train`,
     `validation` and `test` name splits of the Hub's; the latter two may be files of their own. Where they are not given, the
     shares are taken out of the rows to train on, shuffled by `seed`. `samples` keeps the first so many of these.
-    `columns` maps our names of columns to the data's. `packing` joins samples end to end into full sequences.
+    `columns` maps our names of columns to the data's. `packing` joins samples end to end into full sequences;
+    `group_by_length` puts samples of like lengths into a batch.
     """
 
     source: str
@@ -54,6 +56,7 @@ class DataSpec:
     columns: Mapping[str, str] = field(default_factory=dict)
     completion_only: bool = True
     packing: bool = False
+    group_by_length: bool = False
     seed: int = 0
     samples: int | None = None
 
@@ -61,6 +64,11 @@ class DataSpec:
     def is_class(self) -> bool:
         """Whether the source is the dotted path of a BaseDataset."""
         return ":" in self.source and "://" not in self.source
+
+    @property
+    def collation(self) -> str:
+        """How samples become batches, by the names of `whichlora_estimators.lengths`."""
+        return "pack" if self.packing else "group" if self.group_by_length else "pad"
 
     def located(self, folder: Path | None = None) -> DataSpec:
         """Return the same with paths to local files made absolute, from `folder` (default: the current one) on.
@@ -94,6 +102,9 @@ def data_from_fields(fields: Mapping[str, Any], *, samples: int | None = None) -
         _check(key, value)
     if given.get("format") == "chat" and "text" in given.get("columns", {}):
         raise BadValue("plain text has no chat format", value=given["columns"], todo="Use format: text.")
+    if given.get("packing") and given.get("group_by_length"):
+        todo = "Leave out group_by_length: packed sequences are all as long."
+        raise BadValue("packed samples have no lengths to group by", todo=todo)
     return DataSpec(**given, samples=samples)
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from whichlora_estimators.errors import BadValue
+from whichlora_estimators.lengths import GROUPED_BATCHES
 
 from ..data.formats import Sample
+from ..data.lengths import padded
 from ..data.rows import Subsets
 from ..data.spec import DataSpec
 from ..data.tokens import IGNORED_LABEL, CharacterRatio, encode
-
-#: Batches are padded to a multiple of this many tokens: matrix units like whole tiles.
-ROUND_TO = 8
 
 Example = dict[str, list[int]]  # input_ids and labels, of one length
 
@@ -64,7 +63,7 @@ class Collator:
         import torch
 
         longest = max(len(each["input_ids"]) for each in examples)
-        width = min(-(-longest // ROUND_TO) * ROUND_TO, max(self.seq_len, longest))
+        width = min(padded(longest), max(self.seq_len, longest))
         batch = {
             "input_ids": [self._padded(each["input_ids"], width, self.pad_id) for each in examples],
             "labels": [self._padded(each["labels"], width, IGNORED_LABEL) for each in examples],
@@ -81,11 +80,13 @@ class Collator:
 class LongestFirst:
     """The order of examples: shuffled anew each epoch, but for the first batch of all, which holds the longest ones.
 
-    So a run that is going to run out of memory does so at once.
+    So a run that is going to run out of memory does so at once. With `grouped`, so many batches at a time are sorted by
+    length, so that a batch holds samples of like lengths.
     """
 
-    def __init__(self, lengths: Sequence[int], *, first: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], *, first: int, seed: int, grouped: bool = False) -> None:
         self._lengths, self._first, self._seed, self._epoch = lengths, first, seed, 0
+        self._together = GROUPED_BATCHES * first if grouped else 1
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -97,11 +98,17 @@ class LongestFirst:
     def __iter__(self) -> Iterator[int]:
         order = list(range(len(self._lengths)))
         random.Random(f"{self._seed} {self._epoch}").shuffle(order)
+        if self._together > 1:
+            starts = range(0, len(order), self._together)
+            order = [index for start in starts for index in self._sorted(order[start : start + self._together])]
         if self._epoch == 0:
-            longest = sorted(order, key=lambda index: -self._lengths[index])[: self._first]
+            longest = self._sorted(order)[: self._first]
             chosen = set(longest)
             order = [*longest, *(index for index in order if index not in chosen)]
         return iter(order)
+
+    def _sorted(self, some: list[int]) -> list[int]:
+        return sorted(some, key=lambda index: -self._lengths[index])
 
 
 def make_subsets(

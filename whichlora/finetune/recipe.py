@@ -18,7 +18,7 @@ from ..plan import Plan, Predicted
 from ..records import from_json, to_json
 from .settings import Training
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "recipe.json"
 
 
@@ -65,11 +65,7 @@ def make_recipe(plan: Plan, *, data: DataSpec | None = None, model_path: Path | 
     tokenizer = path if path and source.tokenizer == source.model else source.tokenizer
     training = plan.finetune.training
     return Recipe(
-        workload=choice.workload.with_(
-            accumulation=training.accumulation,
-            clip_grad_norm=training.clip_grad_norm,
-            output_kept=False,  # Trainer takes the loss and lets the rest go
-        ),
+        workload=choice.workload,
         model=path or source.model,
         tokenizer=tokenizer,
         data=spec,

@@ -22,7 +22,6 @@ class Training:
     """How the chosen setup is trained; None: as `learning_rate_for` says, never clipped, or ten times an epoch."""
 
     learning_rate: float | None = None
-    accumulation: int = 1
     clip_grad_norm: float | None = 1.0
     scheduler: str = "linear"
     warmup_share: float = 0.03
@@ -109,7 +108,6 @@ def _scheduler(name: str, value: Any) -> str:
 
 _READERS = {
     "learning_rate": _number(0, above=True),
-    "accumulation": _whole(1),
     "clip_grad_norm": _number(0, above=False),
     "scheduler": _scheduler,
     "warmup_share": _share,

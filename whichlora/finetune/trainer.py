@@ -19,7 +19,7 @@ LINES = 50
 def steps_of(recipe: Recipe, examples: int) -> tuple[int, int]:
     """Return the optimizer steps of an epoch and of the whole training."""
     micro = ceil(examples / recipe.micro_batch_size)
-    epoch = ceil(micro / recipe.training.accumulation)
+    epoch = ceil(micro / recipe.workload.accumulation)
     total = epoch * recipe.epochs
     return epoch, min(total, recipe.training.max_steps or total)
 
@@ -45,7 +45,8 @@ def make_trainer(
     class Tuner(transformers.Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             lengths = [len(each["input_ids"]) for each in train]
-            return LongestFirst(lengths, first=recipe.micro_batch_size, seed=recipe.training.seed)
+            grouped = recipe.data.group_by_length
+            return LongestFirst(lengths, first=recipe.micro_batch_size, seed=recipe.training.seed, grouped=grouped)
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             seen.shapes.append(tuple(inputs["input_ids"].shape))
@@ -79,7 +80,7 @@ def _arguments(recipe: Recipe, examples: int, evaluates: bool, *, folder: Path, 
         output_dir=str(folder),
         per_device_train_batch_size=recipe.micro_batch_size,
         per_device_eval_batch_size=recipe.micro_batch_size,
-        gradient_accumulation_steps=training.accumulation,
+        gradient_accumulation_steps=recipe.workload.accumulation,
         num_train_epochs=recipe.epochs,
         max_steps=training.max_steps or -1,
         learning_rate=training.learning_rate_for(recipe.workload.method),

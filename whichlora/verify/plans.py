@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from whichlora_estimators.gpus import Gpu
-from whichlora_estimators.units import format_bytes, format_seconds
 
 from ..plan import Candidate, Plan
+from .judged import Limits, broken, first_that_keeps, seen_in_run
 from .place import Place, find_place
 from .records import Verification
 from .verifications import Options, check_on, verify
@@ -16,20 +16,21 @@ from .verifications import Options, check_on, verify
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """A survivor that was run: why it does not keep the plan's limits (nothing: it does), and how long it would train.
+    """A configuration that was run: why it does not keep the plan's limits (nothing: it does), and its time.
 
-    `total_s` is the median step times the plan's number of steps; None without a time or without a data set.
+    `time_s` is that of a generated token, or that of the whole training: the plan's, as much longer or shorter as the median
+    step is. None without a time or without a data set.
     """
 
     candidate: Candidate
     verification: Verification
-    total_s: float | None
+    time_s: float | None
     rejected: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanVerification:
-    """What became of a plan: survivors in the order they were run; the last one is `best`, if any keeps the limits.
+    """What became of a plan: what was run, in its order; the last one is `best`, if any survivor keeps the limits.
 
     `unchecked` names the limits that this place says nothing about; `spared` counts the survivors that need not be run.
     """
@@ -46,56 +47,58 @@ def verify_plan(
 ) -> PlanVerification:
     """Run a plan's survivors, the largest model first as the plan ranks them, until one keeps the limits of stage 2.
 
-    On "null" the device plays the plan's card unless `gpu` names another. Raises what `verify` raises.
+    Before the first survivor of a model its inference is run, which has to keep those of stage 1. On "null" the device plays
+    the plan's card unless `gpu` names another. Raises what `verify` raises.
     """
-    for candidate in plan.survivors:
+    for candidate in (*plan.survivors, *plan.serving):
         check_on(candidate.workload, on.device if isinstance(on, Place) else on)
     if isinstance(on, str):
         on = find_place(on, (gpu or plan.gpu) if on == "null" else gpu)
-    checked: list[Checked] = []
-    for each in _checks(plan, on, options or Options()):
-        checked.append(each)
-        if not each.rejected:
-            break
-    best = checked[-1] if checked and not checked[-1].rejected else None
+    run = _PlanRun(plan, on, options or Options())
+    best = first_that_keeps(plan.survivors, run.serving, run.keeps, satisfy=plan.stage1.satisfy)
+    trained = sum(each.candidate.workload.phase == "train" for each in run.checked)
     return PlanVerification(
         place=on,
-        checked=tuple(checked),
-        best=best,
+        checked=tuple(run.checked),
+        best=None if best is None else run.checked[-1],
         unchecked=tuple(_unchecked(plan, on)),
-        spared=len(plan.survivors) - len(checked),
+        spared=len(plan.survivors) - trained,
     )
 
 
-def _checks(plan: Plan, place: Place, options: Options) -> Iterator[Checked]:
-    for candidate in plan.survivors:
-        (verification,) = verify([candidate.workload], on=place, options=options)
-        step = verification.measurement.step
-        total_s = None if step is None or candidate.steps is None else (step.median_s or 0.0) * candidate.steps
-        rejected = tuple(_reasons(plan, place, verification, total_s))
-        yield Checked(candidate=candidate, verification=verification, total_s=total_s, rejected=rejected)
+class _PlanRun:
+    """Runs configurations of a plan and keeps what became of each."""
 
+    def __init__(self, plan: Plan, place: Place, options: Options) -> None:
+        self.plan, self.place, self.options = plan, place, options
+        self.checked: list[Checked] = []
 
-def _reasons(plan: Plan, place: Place, verification: Verification, total_s: float | None) -> Iterator[str]:
-    """Say in which ways a run did not keep the limits; those of memory are a card's."""
-    if verification.outcome != "ok":
-        yield f"{'out of memory' if verification.outcome == 'oom' else 'failed'} {verification.measurement.error}"
-        return
-    limit_bytes, needed_bytes = plan.stage2.peak_memory_bytes, _needed_bytes(verification)
-    if place.device != "cpu" and limit_bytes is not None and needed_bytes is not None and needed_bytes > limit_bytes:
-        yield f"takes {format_bytes(needed_bytes)}, limit {format_bytes(limit_bytes)}"
-    limit_s = plan.stage2.total_time_s
-    if place.device == "cuda" and limit_s is not None and total_s is not None and total_s > limit_s:
-        yield f"too slow: takes {format_seconds(total_s)}, limit {format_seconds(limit_s)}"
+    def serving(self, model: str) -> list[Candidate]:
+        """Return a model's inference to be run."""
+        return [each for each in self.plan.serving if each.workload.model == model]
 
+    def keeps(self, candidate: Candidate) -> bool:
+        """Verify a configuration, and say whether it keeps its limits."""
+        (verification,) = verify([candidate.workload], on=self.place, options=self.options)
+        seen = seen_in_run(verification)
+        time_s = candidate.time_s(seen.times)
+        rejected = tuple(broken(seen, self._limits(candidate), time_s))
+        self.checked.append(Checked(candidate=candidate, verification=verification, time_s=time_s, rejected=rejected))
+        return not rejected
 
-def _needed_bytes(verification: Verification) -> int | None:
-    """Return process bytes or, where NVML does not tell, the least that they can be: what PyTorch reserved."""
-    return verification.process_bytes or verification.measurement.reserved_peak_bytes
+    def _limits(self, candidate: Candidate) -> Limits:
+        """Return what a configuration has to keep; times are a card's."""
+        if candidate.workload.phase == "generate":
+            memory_bytes, time_s = self.plan.stage1.peak_memory_bytes, self.plan.stage1.time_per_token_s
+        else:
+            memory_bytes, time_s = self.plan.stage2.peak_memory_bytes, self.plan.stage2.total_time_s
+        return Limits(memory_bytes=memory_bytes, time_s=time_s if self.place.device == "cuda" else None)
 
 
 def _unchecked(plan: Plan, place: Place) -> Iterator[str]:
-    if plan.stage2.peak_memory_bytes is not None and place.device == "cpu":
+    limits = (plan.stage1.peak_memory_bytes, plan.stage2.peak_memory_bytes)
+    if place.device == "cpu" and any(limit is not None for limit in limits):
         yield "memory (that of a card)"
-    if plan.stage2.total_time_s is not None and place.device != "cuda":
+    limits_s = (plan.stage1.time_per_token_s, plan.stage2.total_time_s)
+    if place.device != "cuda" and any(limit is not None for limit in limits_s):
         yield "time (that of a card)"
