@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +42,29 @@ def test_what_is_no_requirement_is_refused(text: str) -> None:
     """Nothing that is no list of requirements reaches pip."""
     with pytest.raises(BadValue):
         parse_stack(text)
+
+
+def test_what_a_killed_process_left_half_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without its last file is none: it is made whole in the same place, and then nothing more is done."""
+    monkeypatch.setenv("WHICHLORA_CACHE_DIR", str(tmp_path))
+    here = metadata.version("torch")
+    same = f"torch=={here.partition('+')[0]}"  # what is here already: nothing is downloaded
+    program = f"from whichlora.rehearse import make_stack; make_stack({same!r})"
+    with subprocess.Popen([sys.executable, "-c", program], start_new_session=True) as process:
+        while not list(tmp_path.glob("stacks/*/bin/python")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    (half,) = (path for path in (tmp_path / "stacks").iterdir() if path.is_dir())
+    (half / "left-behind").touch()
+    told: list[str] = []
+    made = make_stack(same, told.append)
+    assert told[0].startswith("making an environment")
+    assert made.python.is_relative_to(half)
+    assert not (half / "left-behind").exists()
+    assert made.versions["torch"] == here
+    assert make_stack(same, told.append) == made
+    assert len(told) == 1
 
 
 def test_another_release_runs() -> None:

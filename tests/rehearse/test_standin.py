@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from whichlora.checkpoints import find_sources
 from whichlora.rehearse.hub import HUB
 from whichlora.rehearse.phases import Phases
 from whichlora.rehearse.script import rehearse_script
-from whichlora.rehearse.standin import make_standin
+from whichlora.rehearse.standin import made_up_tokenizer
 
 from .conftest import TINY
 
@@ -86,7 +87,7 @@ def test_what_cannot_be_stood_in_for_says_why(tmp_path: Path, monkeypatch: pytes
     """A name that nobody knows fails in the script, as it would there, and the run says that no stand-in was made."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    program = "import transformers; transformers.AutoConfig.from_pretrained('org/nothing-at-all')"
+    program = "import huggingface_hub; huggingface_hub.hf_hub_download('org/nothing-at-all', 'config.json')"
     run = rehearse_script([sys.executable, "-c", program], "rtx-4090", stderr=subprocess.DEVNULL)
     assert run.outcome == "failed"
     assert [("org/nothing-at-all", "offline" in made["error"]) for made in run.stand_ins] == [
@@ -106,12 +107,10 @@ def test_a_made_up_tokenizer_has_the_model_s_size(
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "config.json").write_text(json.dumps({**TINY, **tokens}))
-    (tmp_path / "made").mkdir()
-    make_standin(str(tmp_path), tmp_path / "made", offline=True)
-    (path,) = (tmp_path / "made").rglob("tokenizer.json")
-    tokenizer = Tokenizer.from_file(str(path))
+    files = made_up_tokenizer(find_sources(str(tmp_path), offline=True), tmp_path)
+    tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
     assert tokenizer.get_vocab_size() == TINY["vocab_size"]
-    settings = json.loads(path.with_name("tokenizer_config.json").read_text())
+    settings = json.loads(files["tokenizer_config.json"].read_text())
     for name, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id")):
         if key in tokens:
             value = tokens[key][0] if isinstance(tokens[key], list) else tokens[key]
