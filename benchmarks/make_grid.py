@@ -71,7 +71,7 @@ def rehearsed(lines: list[dict[str, Any]], jobs: int) -> Iterator[tuple[dict[str
             print(f"{line['id']}: {error}", file=sys.stderr)
             continue
         asked.append((line, workload))
-    found = rehearse([workload for _, workload in asked], "unlimited", jobs=jobs)
+    found = rehearse([workload for _, workload in asked], "unlimited", jobs=jobs, fresh=True)
     return ((line, rehearsal) for (line, _), rehearsal in zip(asked, found, strict=True))
 
 

@@ -74,11 +74,12 @@ def break_down(
     before_bytes: int = 0,
     since_us: int = 0,
     logit_bytes: Iterable[int] = (),
+    workspace_bytes: int = 0,
 ) -> Breakdown:
     """Find the peak of a device trace (`_snapshot()["device_traces"][0]`) from `since_us` on, and say what is live.
 
     `before_bytes` were allocated before the history began; `logit_bytes` are the sizes that only logits have (where
-    nobody knows, those of what the loss allocates, and half of them).
+    nobody knows, those of what the loss allocates, and half of them), `workspace_bytes` that which only a workspace has.
     """
     live = _live_at_peak(events, since_us)
     freed_by = _releases(events)
@@ -88,6 +89,8 @@ def break_down(
         event = events[place]
         stack = _stack(event)
         name = component(stack, freed_by.get(place, ()), is_logits=event["size"] in known)
+        if event["size"] == workspace_bytes:
+            name, stack = WORKSPACES, ()
         total = sums.setdefault((name, stack), [0, 0])
         total[0] += -(-event["size"] // BLOCK_BYTES) * BLOCK_BYTES
         total[1] += 1

@@ -14,10 +14,12 @@ _MOST_EVENTS = 10_000_000
 
 
 class History:
-    """Records from its making on; PyTorch allocates alike with and without."""
+    """Records from its making on; PyTorch allocates alike with and without. `workspace_bytes` is the size of cuBLAS's."""
 
-    def __init__(self) -> None:
+    def __init__(self, workspace_bytes: int = 0) -> None:
         import torch
+
+        self._workspace_bytes = workspace_bytes
 
         self._before_bytes = torch.cuda.memory_allocated()
         torch.cuda.memory._record_memory_history("all", context="all", stacks="python", max_entries=_MOST_EVENTS)
@@ -35,6 +37,7 @@ class History:
             before_bytes=self._before_bytes,
             since_us=recorder.loaded_us,
             logit_bytes=_logit_bytes(workload),
+            workspace_bytes=self._workspace_bytes,
         )
         return to_json(found, stacks=True)
 

@@ -41,6 +41,7 @@ def rehearse(
     routing: str = "even",
     explain: bool = False,
     load: str = CONFIG,
+    fresh: bool | None = None,
     stack: OtherStack | None = None,
     store: Store | None = None,
     on_done: Callable[[Rehearsal], None] | None = None,
@@ -50,8 +51,10 @@ def rehearse(
     `gpu` may be "unlimited". `jobs` is how many processes work at a time (default: one a processor); `on_done` hears of
     each rehearsal at once, whatever its place. What runs out of memory or fails is a rehearsal too. What a
     `store` holds from the same card and libraries is not run again; what is run is put there as soon as it is done.
-    `explain` adds what is live at each peak. `load` is one of LOADS: how the model comes to be on the card. `stack` is an
-    environment of other versions (`stacks.make_stack`) to run in.
+    `explain` adds what is live at each peak. `load` is one of LOADS: how the model comes to be on the card. `fresh` says that
+    a workload's process has done nothing before (None: where the model is loaded from a checkpoint), so that cuBLAS
+    workspaces come when they are needed; else it finds those of a process that has trained. `stack` is an environment of
+    other versions (`stacks.make_stack`) to run in.
     Raises WhichloraError before the first one for a workload that no library runs, or where something is not installed.
     """
     card = find_card(gpu) if isinstance(gpu, str) else gpu
@@ -65,6 +68,8 @@ def rehearse(
         need(_packages_for(asked, load))
     settings = {"routing": routing if routing != "even" else "", "alloc_conf": alloc_conf or ""}
     settings["load"] = load if load != CONFIG else ""
+    fresh = load == CHECKPOINT if fresh is None else fresh
+    settings["process"] = "fresh" if fresh else ""
     plan = _Plan(
         asked=asked,
         gpu=card,
@@ -72,6 +77,7 @@ def rehearse(
         settings=" ".join(f"{name}={value}" for name, value in settings.items() if value),
         explain=explain,
         load=load,
+        fresh=fresh,
         stack=stack,
         on_done=on_done,
     )
@@ -138,6 +144,7 @@ class _Plan:
     settings: str
     explain: bool
     load: str
+    fresh: bool
     stack: OtherStack | None
     on_done: Callable[[Rehearsal], None] | None
 
@@ -147,7 +154,8 @@ class _Plan:
         for rehearsal in done.values():
             self._tell(rehearsal)
         with tempfile.TemporaryDirectory(prefix="whichlora-phantoms-") as folder, pool:
-            settings = {"explain": self.explain, "phantoms": folder if self.load == CHECKPOINT else ""}
+            settings: dict[str, object] = {"explain": self.explain, "fresh": self.fresh}
+            settings["phantoms"] = folder if self.load == CHECKPOINT else ""
             jobs = [
                 (i, {"workload": workload_to_json(workload), **settings})
                 for i, workload in enumerate(self.asked)

@@ -53,8 +53,13 @@ def say(answers: TextIO, content: Mapping[str, Any]) -> None:
     answers.flush()
 
 
-def _rehearse(*, workload: Mapping[str, Any], explain: bool = False, phantoms: str = "") -> dict[str, Any]:
-    """Rehearse a workload; `phantoms` is the folder of checkpoints, where the model is loaded from one."""
+def _rehearse(
+    *, workload: Mapping[str, Any], explain: bool = False, phantoms: str = "", fresh: bool = False
+) -> dict[str, Any]:
+    """Rehearse a workload; `phantoms` is the folder of checkpoints, where the model is loaded from one.
+
+    `fresh` has it begin without cuBLAS workspaces, as in a process of its own: it makes those that it needs.
+    """
     import torch
 
     from whichlora.nulldevice import control
@@ -73,12 +78,13 @@ def _rehearse(*, workload: Mapping[str, Any], explain: bool = False, phantoms: s
         def build(self, workload: Workload) -> Any:
             return load_model(workload, self.device, Path(phantoms)) if phantoms else super().build(workload)
 
+    workspace_bytes = _give_back_workspaces() if fresh else 0
     recorder, outcome, error = NullRecorder(), "ok", ""
     asked = workload_from_json(workload)
-    history = History() if explain else None
+    history = History(workspace_bytes) if explain else None
     try:
         run(asked, recorder)
-    except torch.OutOfMemoryError as problem:
+    except torch.cuda.OutOfMemoryError as problem:  # PyTorch's own since 2.5, by this name before
         outcome, error = "oom", str(problem)
     except Exception as problem:  # whatever a library raises is an answer
         outcome, error = "failed", _describe(problem)
@@ -126,7 +132,8 @@ def warm_up() -> None:
 def clean_up() -> int:
     """Free what the workload left in the libraries' own caches; return the bytes that are still allocated.
 
-    What is left then is the libraries', for good, and need not be looked through again.
+    What is left then is the libraries', for good, and need not be looked through again. The workspaces are made anew, so
+    that the next workload finds them where the first one did.
     """
     import torch
 
@@ -134,8 +141,19 @@ def clean_up() -> int:
         sys.modules["bitsandbytes"].functional.name2qmap.clear()
     gc.collect()
     gc.freeze()
-    torch.cuda.empty_cache()
+    _give_back_workspaces()
+    warm_up()
     return int(torch.cuda.memory_allocated())
+
+
+def _give_back_workspaces() -> int:
+    """Return the bytes of one of the two."""
+    import torch
+
+    before = torch.cuda.memory_allocated()
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    return int(before - torch.cuda.memory_allocated()) // 2
 
 
 if __name__ == "__main__":
