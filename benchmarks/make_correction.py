@@ -2,8 +2,9 @@
 
     python -m benchmarks.make_correction
 
-Writes calibration/whichlora_calibration/data/correction.json and docs/calibration.md. Run it after every change of the
-estimators: tests compare the predictions that it was learnt from with present ones.
+Writes calibration/whichlora_calibration/data/unseen_times.json and correction.json, and docs/calibration.md. Run it after
+every change of the estimators, and after `benchmarks.roofline_fits` where the roofline was fitted anew: tests compare the
+predictions that it was learnt from with present ones.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from whichlora_calibration.calibrate import FEWEST_GROUPS, Calibration, calibrate, summary_to_json
+from benchmarks import unseen_times
+from whichlora_calibration.calibrate import Calibration, calibrate, summary_to_json
 from whichlora_calibration.cases import TARGETS, cases_of
 from whichlora_calibration.correction import correction_to_json
 from whichlora_calibration.forecasts import Forecasts
+from whichlora_calibration.scores import FEWEST_GROUPS
 from whichlora_profiles_db import published
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +32,7 @@ _NAMES = {"step": "training step", "prefill": "prefill", "decode": "decoded toke
 
 def main() -> None:
     """Fit, write, print."""
+    unseen_times.main()
     forecasts = Forecasts(Path(tempfile.gettempdir()) / "whichlora-forecasts")
     compared = cases_of(published(), forecasts, report=_tell)
     forecasts.save()
@@ -50,14 +54,15 @@ def _tell(text: str) -> None:
 
 def scores_page(found: Calibration) -> str:
     """Lay out the held-out scores as Markdown."""
-    lines = [
-        "| what | held out | groups | cells | formula | corrected | gain (middle 90%) | in 90% interval | applied |"
+    lines = [*_pooled(found), ""]
+    lines += [
+        "| what | held out | groups | cells | formula | corrected | gain (middle 90%) | in 90% interval | applied |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for target in TARGETS:
         if target in found.targets:
             lines += _lines(target, found.targets[target].correction.scores)
-    lines += ["", *_pooled(found)]
+    lines += ["", *_too_few(found)]
     false = found.correction.false_fits
     if false:
         lines += ["", _false_fits(false)]
@@ -65,38 +70,50 @@ def scores_page(found: Calibration) -> str:
 
 
 def _pooled(found: Calibration) -> list[str]:
-    """Say how predictions as they are made do on held-out models, and of what that cannot be said."""
+    """Say how predictions as they are made do on held-out models and cards."""
     summary = summary_to_json(found)
-    lines = []
+    lines = [
+        "| as predicted | held out | groups | formula | corrected where applied | gain (middle 90%) | in 90% interval |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for kind in ("memory", "time"):
-        for label, held in (("leave_one_model_out", "models"), ("leave_one_card_out", "cards")):
+        for label, held in (("leave_one_model_out", "model"), ("leave_one_card_out", "card")):
             part = summary[kind][label]
-            errors = [f"{part[which]['median_abs_error']:.1%}" for which in ("formula", "corrected")]
-            told = f"Pooled {kind}, {held} held out: the formula's median error {errors[0]}, as predicted {errors[1]}"
-            inside = "" if part["coverage_90"] is None else f"; {part['coverage_90']:.1%} in the 90% interval"
-            lines.append(f"- {told}{inside}.")
+            median = " | ".join(f"{part[which]['median_abs_error']:.2%}" for which in ("formula", "corrected"))
+            lines.append(
+                f"| {kind} | {held} | {part['groups']} | {median} | {_gain(part)} | {_inside(part['coverage_90'])} |"
+            )
+    return lines
+
+
+def _gain(part: Any) -> str:
+    return f"{part['gain']:+.1%} ({part['gain_low']:+.1%} to {part['gain_high']:+.1%})"
+
+
+def _inside(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _too_few(found: Calibration) -> list[str]:
     few = [
         f"{_NAMES.get(name, f'{name} bytes')} ({scores[group]['groups']} {label})"
         for name, scores in ((name, part.correction.scores) for name, part in found.targets.items())
         for group, label in (("model", "models"), ("gpu", "cards"))
         if scores[group]["groups"] < FEWEST_GROUPS
     ]
-    if few:
-        lines.append(f"- Too few groups to hold out, so nothing is applied nor coverage known: {', '.join(few)}.")
-    return lines
+    return [f"Too few groups to hold out, so nothing is applied: {', '.join(few)}."] if few else []
 
 
 def _lines(target: str, scores: Any) -> list[str]:
     lines = []
     for group, label in (("model", "model"), ("gpu", "card"), ("source", "source")):
         part = scores[group]
-        gain = f"{part['gain']:+.1%} ({part['gain_low']:+.1%} to {part['gain_high']:+.1%})"
-        inside = f"{part['coverage']:.0%}" if part.get("coverage") is not None else "-"
+        inside = _inside(part.get("coverage"))
         applied = {True: "yes", False: "no"}.get(part.get("applied"), "-")
         errors = " | ".join(f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected"))
         name = _NAMES.get(target, f"{target} bytes")
         lines.append(
-            f"| {name} | {label} | {part['groups']} | {part['cells']} | {errors} | {gain} | {inside} | {applied} |"
+            f"| {name} | {label} | {part['groups']} | {part['cells']} | {errors} | {_gain(part)} | {inside} | {applied} |"
         )
     return lines
 

@@ -25,6 +25,11 @@ from whichlora_estimators.timeline import Timeline, lay
 from whichlora_estimators.workload import Workload, workload_from_json
 
 
+def chip_of(gpu: Gpu) -> str:
+    """Name a card without memory size, socket and machine."""
+    return "-".join(gpu.slug.split("-")[: 2 if gpu.slug.startswith("rtx") else 1])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A published time and the launches that it is the time of: each sequence happens so many times.
@@ -48,7 +53,7 @@ class Case:
     @property
     def chip(self) -> str:
         """The card without memory size, socket and machine: what must be held out together."""
-        return "-".join(self.gpu.slug.split("-")[: 2 if self.gpu.slug.startswith("rtx") else 1])
+        return chip_of(self.gpu)
 
     @property
     def host(self) -> str:

@@ -8,10 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from whichlora_calibration.calibrate import FEWEST_GROUPS, GROUP_OF, WINS, Calibration, Held, TargetScores
+from whichlora_calibration.calibrate import GROUP_OF, Calibration, TargetScores
 from whichlora_calibration.cases import MEMORY, Case, Compared, Left
-from whichlora_calibration.correction import KNOWN_CARD
+from whichlora_calibration.correction import KNOWN_CARD, NEW_CARD
 from whichlora_calibration.fit import candidates, held_out, weighted_quantile
+from whichlora_calibration.scores import FEWEST_GROUPS, WINS, Held
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.units import format_bytes, format_seconds
 
@@ -48,7 +49,8 @@ def _parts(found: Calibration, compared: Compared) -> Iterator[str]:
     note = (
         "Median errors of predictions made while every run of the same model, or of the same card, was held out. A correction"
         f" is applied where it beats the formula in at least {WINS:.0%} of resamplings of whole groups, of {FEWEST_GROUPS}"
-        " groups or more."
+        " groups or more. Where a model was all that its card was measured with, it counts as held out with the card. The"
+        " formula's times are those of constants that were fitted on no run of the card."
     )
     yield section("Held-out errors", paragraph(note), _scores(found))
     for name, scores in found.targets.items():
@@ -114,7 +116,7 @@ def _figures(name: str, scores: TargetScores) -> Iterator[str]:
     held = [each for each in scores.held["model"] if not each.case.out_of_memory]
     text = "A dot a run, its model held out. On the line: predicted as measured."
     yield chart(f"{name}-scatter", "measured against predicted", text, _scatter(name, held))
-    text = "Median error on each card, its model held out."
+    text = "Median error on each card, with the model held out."
     yield chart(f"{name}-cards", "error by card", text, _by_card(held))
 
 
@@ -194,6 +196,8 @@ def _learning(found: Calibration, cases: Sequence[Case]) -> Iterator[str]:
         points = [
             (len(some), error) for share in SHARES if (some := _some(own, share)) and (error := _error(name, some))
         ]
+        if not points:
+            continue
         data.append(
             {
                 "type": "scatter",
@@ -206,7 +210,7 @@ def _learning(found: Calibration, cases: Sequence[Case]) -> Iterator[str]:
         )
     layout = bare_layout()
     layout["xaxis"] |= titled("runs") | {"type": "log"}
-    layout["yaxis"] |= titled("median error with the model held out, %") | {"rangemode": "tozero"}
+    layout["yaxis"] |= titled("median error with the model held out, card known, %") | {"rangemode": "tozero"}
     text = "Learnt from ever more of the runs, whole cells at a time."
     yield chart("learning", "error against number of runs", text, {"data": data, "layout": layout})
 
@@ -221,31 +225,38 @@ def _some(cases: Sequence[Case], share: float) -> list[Case]:
 
 
 def _error(name: str, cases: Sequence[Case]) -> float:
-    found = held_out(cases, GROUP_OF[KNOWN_CARD], candidates(name))
-    errors = [abs(math.expm1(case.log_ratio - correction)) for case, correction in zip(cases, found, strict=True)]
-    return weighted_quantile(errors, [case.weight for case in cases], 0.5)
+    unseen = [case.as_unseen() for case in cases]
+    corrections, known = held_out(unseen, GROUP_OF[KNOWN_CARD], candidates(name))
+    told = [
+        (abs(math.expm1(case.log_ratio - correction)), case.weight)
+        for case, correction, here in zip(unseen, corrections, known, strict=True)
+        if here and not case.out_of_memory
+    ]
+    return weighted_quantile([error for error, _ in told], [weight for _, weight in told], 0.5)
 
 
-def _suspects(found: Calibration) -> Iterator[tuple[float, str, Held]]:
-    """Yield the runs far outside their interval: by how much, of what."""
+def _suspects(found: Calibration) -> Iterator[tuple[float, float, Held]]:
+    """Yield the runs far outside their interval: by how many of its widths, what was expected."""
     wrong = []
-    for name, scores in found.targets.items():
-        mode = scores.correction.modes[KNOWN_CARD]
-        low, high = math.log(mode.low), math.log(mode.high)
+    for scores in found.targets.values():
         for each in scores.held["model"]:
-            error = each.case.log_ratio - (each.correction if mode.applied else 0.0)
-            beyond = max(low - error, error - high) / max(high - low, 1e-6)
-            if beyond > SUSPICIOUS and not each.case.out_of_memory:
-                wrong.append((beyond, name, each))
+            mode = scores.correction.modes[KNOWN_CARD if each.known else NEW_CARD]
+            if mode.low == mode.high or each.case.out_of_memory:
+                continue  # nothing is known of how far such a number may be off
+            low, high = math.log(mode.low), math.log(mode.high)
+            learnt = each.correction if mode.applied else 0.0
+            error = each.case.log_ratio - learnt
+            beyond = max(low - error, error - high) / (high - low)
+            if beyond > SUSPICIOUS:
+                wrong.append((beyond, each.case.predicted * math.exp(learnt), each))
     yield from sorted(wrong, key=lambda item: -item[0])[:SUSPECTS]
 
 
-def _suspect_table(suspects: Sequence[tuple[float, str, Held]]) -> str:
+def _suspect_table(suspects: Sequence[tuple[float, float, Held]]) -> str:
     lines = []
-    for beyond, name, each in suspects:
+    for beyond, expected, each in suspects:
         case = each.case
-        show = format_bytes if name in MEMORY else format_seconds
-        expected = case.predicted * math.exp(each.correction)
+        show, name = format_bytes if case.target in MEMORY else format_seconds, case.target
         why = f"{case.measured / expected:.2f} times the expected {show(expected)}; {beyond:.1f} interval widths off"
         cells = [case.measurement_id[:12], _title(name), case.model, case.gpu, show(case.measured), why, case.source]
         lines.append(([escape(cell) for cell in cells], ""))

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from whichlora_estimators.errors import WhichloraError
+from whichlora_estimators.gpus import find_gpu
 from whichlora_profiles_db import Measurement, published_facts
 
-from .forecasts import Forecast, Forecasts, time_features
+from .forecasts import Forecast, Forecasts, time_features, unseen_times
 
 MEMORY = ("allocated", "reserved", "process")
 TIMES = ("step", "prefill", "decode")
@@ -38,7 +39,9 @@ class Case:
 
     `out_of_memory` says that `measured` is a bound from below: `card_bytes`, which did not suffice. `features` are
     what corrections may hang on, by name. Cases of one `cell`, a workload on a card, weigh as one together. `model` is
-    its name without whose copy of it was used: copies are no other models. A case may stand for several `runs`.
+    its name without whose copy of it was used: copies are no other models. Cards of one `chip` are held out together.
+    `unseen` is what the formula would say had it seen no run of this chip; None where it has seen none of this run's
+    kind anyway. A case may stand for several `runs`.
     """
 
     measurement_id: str
@@ -55,6 +58,18 @@ class Case:
     cell: str
     weight: float = 1.0
     runs: int = 1
+    chip: str = ""
+    unseen: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chip", self.chip or self.gpu)
+
+    def as_unseen(self) -> Case:
+        """Return the case with the formula's number as it is for somebody whose chip was not fitted on."""
+        if self.unseen is None:
+            return self
+        features = {**self.features, "log seconds": math.log10(self.unseen)}
+        return replace(self, predicted=self.unseen, features=features, unseen=None)
 
     @property
     def log_ratio(self) -> float:
@@ -158,13 +173,14 @@ def _compare(measurement: Measurement, id_: str, forecasts: Forecasts, kinds: di
     for target in seen.keys() & forecast.predicted.keys():
         key = (target, cell, stack, source, out_of_memory, card_bytes, forecast.predicted[target])
         if key not in kinds:
-            kinds[key] = _Kind(_case(measurement, forecast, target, cell, card_bytes))
+            kinds[key] = _Kind(_case(measurement, id_, forecast, target, cell, card_bytes))
         kinds[key].runs.append((seen[target], id_))
     return True
 
 
-def _case(measurement: Measurement, forecast: Forecast, target: str, cell: str, card_bytes: int) -> Case:
+def _case(measurement: Measurement, id_: str, forecast: Forecast, target: str, cell: str, card_bytes: int) -> Case:
     environment, predicted = measurement.environment, forecast.predicted[target]
+    gpu = find_gpu(environment.gpu or "")
     return Case(
         measurement_id="",
         target=target,
@@ -178,6 +194,8 @@ def _case(measurement: Measurement, forecast: Forecast, target: str, cell: str, 
         stack=stack_label(environment.versions),
         source=_source(measurement),
         cell=cell,
+        chip=f"{gpu.compute_capability} {gpu.sm_count}",
+        unseen=unseen_times().get(id_, {}).get(target),
     )
 
 

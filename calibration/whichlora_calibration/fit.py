@@ -2,7 +2,7 @@
 
 Robust (Huber's loss), with a penalty that a card or stack of few measurements does not overcome: it borrows from the
 rest. Running out of memory is a bound from below. What is fitted is chosen, and every error is quoted, on measurements
-whose whole group — model, card or source — was held out; the choice is made within each fold anew.
+whose whole group (model, chip or source) was held out; the choice is made within each fold anew.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     Places = npt.NDArray[np.intp]
 
 #: Groups that are held out, by the field of a case.
-GROUPS = ("model", "gpu", "source")
-LABELS = (*GROUPS, "stack")
+GROUPS = ("model", "chip", "source")
+LABELS = (*GROUPS, "gpu", "stack")
 #: Folds at most: of fewer groups each is held out by itself.
 FOLDS, INNER_FOLDS = 12, 4
 #: The choice among candidates is made on this many cases at most.
 CHOICE_CASES = 2000
+#: A simpler candidate is preferred that errs by no more than this share above the least.
+SIMPLER = 0.1
+#: So many models have to tell of each feature that a candidate fits.
+MODELS_A_FEATURE = 4
 #: Bounds from below are met in so many rounds.
 BOUND_ROUNDS = 3
 #: Huber's threshold, in robust standard deviations: the usual one, 95% efficient on normal errors.
@@ -61,7 +65,7 @@ class Candidate:
 class Table:
     """Cases of one target as columns: log ratios, weights, which are bounds, features by name, and labels as numbers.
 
-    `codes[label]` are places in `names[label]`, for the labels model, gpu, source and stack.
+    `codes[label]` are places in `names[label]`, for the labels model, chip, source, gpu and stack.
     """
 
     ratios: Floats
@@ -137,20 +141,18 @@ NOTHING = Fitted(0.0, {}, {}, {})
 
 def candidates(target: str) -> tuple[Candidate, ...]:
     """Return what is tried for a target, the simplest first."""
-    features = _FEATURES["memory" if target in ("allocated", "reserved", "process") else "time"]
+    few, all_of_them = _FEATURES["memory" if target in ("allocated", "reserved", "process") else "time"]
     make = partial(Candidate, card_scale=1.0, stack_scale=0.7)
-    return (
-        Candidate(features=(), penalty=1.0, card_scale=0.0, stack_scale=0.0),
-        make(features=(), penalty=3.0),
-        make(features=(), penalty=0.3),
-        make(features=features, penalty=3.0),
-        make(features=features, penalty=0.3),
-    )
+    own = [make(features=features, penalty=penalty) for features in ((), few, all_of_them) for penalty in (3.0, 0.3)]
+    return (Candidate(features=(), penalty=1.0, card_scale=0.0, stack_scale=0.0), *own)
 
 
 _FEATURES = {
-    "memory": ("activation share", "logits share", "fragmentation", "four bit", "checkpointing", "generation"),
-    "time": ("four bit", "int8", "checkpointing", "log tokens", "log seconds"),
+    "memory": (
+        ("four bit", "activation share"),
+        ("activation share", "logits share", "fragmentation", "four bit", "checkpointing", "generation"),
+    ),
+    "time": (("four bit", "int8"), ("four bit", "int8", "checkpointing", "log tokens", "log seconds")),
 }
 
 
@@ -257,16 +259,20 @@ def folds(cases: Sequence[Case] | Table, group: str, most: int = FOLDS) -> list[
     return [np.flatnonzero(np.isin(codes, part)) for part in parts]
 
 
-def held_out(cases: Sequence[Case] | Table, group: str, tried: Sequence[Candidate]) -> Floats:
-    """Return the log correction of each case, fitted without its group; the candidate is chosen without it too."""
+def held_out(cases: Sequence[Case] | Table, group: str, tried: Sequence[Candidate]) -> tuple[Floats, Flags]:
+    """Return the log correction of each case, fitted without its group, and whether its card was known even so.
+
+    The candidate is chosen without the group too.
+    """
     import numpy as np
 
     table = table_of(cases)
-    corrections = np.zeros(len(table))
+    corrections, known = np.zeros(len(table)), np.zeros(len(table), dtype=bool)
     for fold in folds(table, group):
         rest = table.take(others(fold, table))
         corrections[fold] = fit(rest, choose(rest, tried)).log_ratios(table.take(fold))
-    return corrections
+        known[fold] = np.isin(table.codes["gpu"][fold], rest.codes["gpu"])
+    return corrections, known
 
 
 def others(fold: Places, table: Table) -> Flags:
@@ -279,10 +285,20 @@ def others(fold: Places, table: Table) -> Flags:
 
 
 def choose(cases: Sequence[Case] | Table, tried: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the least error on held-out models; the simpler one where they tie."""
+    """Return the simplest candidate whose error on held-out models of known cards is about as small as the least."""
     table = table_of(cases)
     some = table.take(slice(None, None, max(1, math.ceil(len(table) / CHOICE_CASES))))
-    return min(tried, key=lambda candidate: round(_held_out_error(some, candidate), 4))
+    tried = [candidate for candidate in tried if _enough_models(table, candidate)]
+    errors = [_held_out_error(some, candidate) for candidate in tried]
+    most = max(min(errors) * (1 + SIMPLER), min(errors) + SMALLEST_SPREAD)
+    return next(candidate for candidate, error in zip(tried, errors, strict=True) if error <= most)
+
+
+def _enough_models(table: Table, candidate: Candidate) -> bool:
+    import numpy as np
+
+    varying = [name for name in candidate.features if len(np.unique(table.features[name])) > 1]
+    return len(varying) * MODELS_A_FEATURE <= len(set(table.codes["model"].tolist()))
 
 
 def _held_out_error(table: Table, candidate: Candidate) -> float:
@@ -291,11 +307,13 @@ def _held_out_error(table: Table, candidate: Candidate) -> float:
     parts = folds(table, "model", INNER_FOLDS)
     if len(parts) < 2:
         return math.inf if candidate.features else 0.0
-    errors = np.zeros(len(table))
+    errors, known = np.zeros(len(table)), np.zeros(len(table), dtype=bool)
     for fold in parts:
-        fitted = fit(table.take(others(fold, table)), candidate)
-        errors[fold] = np.abs(table.ratios[fold] - fitted.log_ratios(table.take(fold)))
-    errors, weights = errors[~table.bounds], table.weights[~table.bounds]
+        rest = table.take(others(fold, table))
+        errors[fold] = np.abs(table.ratios[fold] - fit(rest, candidate).log_ratios(table.take(fold)))
+        known[fold] = np.isin(table.codes["gpu"][fold], rest.codes["gpu"])
+    told = ~table.bounds & known if (~table.bounds & known).any() else ~table.bounds
+    errors, weights = errors[told], table.weights[told]
     return weighted_quantile(errors, weights, 0.5) + 0.1 * weighted_quantile(errors, weights, 0.9)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from whichlora_calibration.calibrate import FEWEST_GROUPS, Calibration, calibrate, summary_to_json
+from whichlora_calibration.calibrate import Calibration, calibrate, summary_to_json
 from whichlora_calibration.cases import TARGETS, Case
 from whichlora_calibration.correction import (
     KNOWN_CARD,
@@ -26,6 +26,7 @@ from whichlora_calibration.correction import (
 )
 from whichlora_calibration.current import correction_history, correction_path, current_correction, save_correction
 from whichlora_calibration.fit import Candidate, candidates, choose, fit, folds, held_out, weighted_quantile
+from whichlora_calibration.scores import FEWEST_GROUPS
 from whichlora_estimators.errors import BadValue
 
 NAMES = ("four bit", "int8", "checkpointing", "log tokens", "log weights")
@@ -133,7 +134,7 @@ def test_no_correction_exceeds_a_factor_of_two() -> None:
     assert fitted.log_ratio(case(0, 0, gpu="card 1")) == -MOST
 
 
-@pytest.mark.parametrize("group", ["model", "gpu", "source"])
+@pytest.mark.parametrize("group", ["model", "chip", "source"])
 def test_folds_share_no_group_and_hold_everything(group: str) -> None:
     """Each case is in one fold, and no group is in two."""
     cases = lab(CARDS)
@@ -147,7 +148,7 @@ def test_what_is_held_out_is_not_learnt_from() -> None:
     """Changing a group's own measurements does not change what is predicted for it."""
     cases = lab(CARDS, count=48)
     changed = [replace(each, measured=each.measured * 1.3) if each.gpu == "card 2" else each for each in cases]
-    before, after = (held_out(some, "gpu", candidates("step")) for some in (cases, changed))
+    before, after = (held_out(some, "chip", candidates("step"))[0] for some in (cases, changed))
     places = [place for place, each in enumerate(cases) if each.gpu == "card 2"]
     assert [before[place] for place in places] == [after[place] for place in places]
 

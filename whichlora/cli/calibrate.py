@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
-from whichlora_calibration.calibrate import FEWEST_GROUPS, Calibration, summary_to_json
+from whichlora_calibration.calibrate import Calibration, summary_to_json
 from whichlora_calibration.calibrate import calibrate as fit_corrections
 from whichlora_calibration.cases import Case, Compared, cases_of
 from whichlora_calibration.current import correction_path, current_correction, save_correction
 from whichlora_calibration.forecasts import Forecasts
+from whichlora_calibration.scores import FEWEST_GROUPS
 from whichlora_calibration.suggest import suggest
 from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.gpus import find_gpu
