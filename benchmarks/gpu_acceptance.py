@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whichlora.cli.estimate import read_lines
 from whichlora.rehearse import Rehearsal, rehearse
 from whichlora.rehearse import answer as rehearsal_answer
 from whichlora.verify import Options, Place, Verification, answer, find_place, verify
@@ -24,7 +25,7 @@ from whichlora_calibration import predict
 from whichlora_estimators.estimate import Estimate
 from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.models import load_model
-from whichlora_estimators.workload import Workload
+from whichlora_estimators.workload import Workload, workload_from_json
 from whichlora_profiles_db import environment_to_json
 
 FULL_SHARE = 0.8  # how much of the card a workload may take by the formula
@@ -89,10 +90,10 @@ def too_large(gpu: Gpu) -> Workload:
     return workload
 
 
-def run(place: Place, *, quick: bool, steps: int) -> list[Row]:
-    """Verify and rehearse every case on the card of a place."""
+def run(place: Place, own: Iterable[Workload], *, quick: bool, steps: int) -> list[Row]:
+    """Verify and rehearse every case, and one's own workloads, on the card of a place."""
     assert place.gpu
-    asked = [sized(name, place.gpu, quick=quick) for name in (QUICK if quick else CASES)] + [too_large(place.gpu)]
+    asked = [sized(name, place.gpu, quick=quick) for name in (QUICK if quick else CASES)] + [too_large(place.gpu), *own]
     shown = Options(steps=steps, on_done=lambda each: print(f"verified {each.workload.id}: {each.outcome}"))
     verified = list(verify(asked, on=place, options=shown))
     rehearsed = rehearse(asked, place.gpu)
@@ -142,14 +143,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four workloads of the smallest models")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", type=Path, help="write everything to this file")
+    parser.add_argument("--workloads", type=Path, help="also these: a file of one JSON object a line")
     options = parser.parse_args()
+    own = [workload_from_json(fields) for fields in (read_lines(options.workloads) if options.workloads else ())]
     place = find_place(options.on, options.gpu)
     if place.gpu is None:
         raise SystemExit(f"our data has no card {place.environment.gpu_name!r}: add it, to size workloads for it")
     print(
         f"{place.environment.gpu_name}, driver {place.environment.driver_version}, {dict(place.environment.versions)}"
     )
-    rows = run(place, quick=options.quick, steps=options.steps)
+    rows = run(place, own, quick=options.quick, steps=options.steps)
     print("\nallocated GiB for real, rehearsed, their ratio; then reserved; then times")
     for row in rows:
         print(text(row))

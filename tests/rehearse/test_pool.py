@@ -74,6 +74,16 @@ def test_what_stays_behind_is_found_by_nobody(tmp_path: Path, word: dict[str, An
     assert first != second == third
 
 
+def test_a_pool_answers_more_than_once(tmp_path: Path) -> None:
+    """Jobs that come one after the other find the worker that waited, or a new one where the last one has ended."""
+    seen = []
+    with pool(tmp_path) as made:
+        for job in ({}, {}, {"ends": True}, {}):
+            seen.append(next(made.answers([(0, job)]))[1])
+    first, second, third, last = pids(seen)
+    assert first == second == third != last
+
+
 def test_workers_work_at_a_time(tmp_path: Path) -> None:
     """As many processes as were asked for, and no more than there are jobs."""
     assert len(set(pids(run(tmp_path, *[{"sleep_s": 0.5}] * 4, jobs=2)))) == 2

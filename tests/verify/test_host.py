@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from whichlora.verify import Options, Place, answer, find_place, verify
+from whichlora.cli import main
+from whichlora.plan import Plan
+from whichlora.verify import Options, Place, Verification, answer, find_place, verify, verify_plan
 from whichlora.verify.stored import remembered
 from whichlora.verify.verifications import check_on
-from whichlora_estimators.errors import BadValue, UnknownName, Unsupported
-from whichlora_profiles_db import open_store
+from whichlora_estimators.errors import BadValue, UnknownName, Unsupported, WhichloraError
+from whichlora_profiles_db import Store, open_store, workload_to_json
 
-from .conftest import on_host
+from .conftest import altered, on_host
 
 pytestmark = pytest.mark.stack
 
 STEPS, TOKENS = 3, 4
+TRAIN, BROKEN = on_host(id="train"), on_host(id="broken", targets=("no_such_layer",))
+GENERATE = on_host(id="generate", phase="generate", prefill_len=8, decode_len=TOKENS, precision="bf16-true")
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +33,32 @@ def place() -> Place:
     return find_place("cpu")
 
 
-def test_training_and_generation_are_timed_and_kept(tmp_path: Path, place: Place) -> None:
-    """Every timed step has its sample, the rows are in the store at once, and a second run takes them from there."""
-    store = open_store(tmp_path / "profiles.duckdb")
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What three workloads took on the host, what was told while they ran, and the store that keeps it."""
+
+    found: tuple[Verification, ...]
+    told: tuple[tuple[str, int], ...]
+    store: Store
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, place: Place) -> Ran:
+    """Return what the host saw of a training, of one that fails, and of a generation."""
+    store = open_store(tmp_path_factory.mktemp("host") / "profiles.duckdb")
     told: list[tuple[str, int]] = []
     how = Options(steps=STEPS, warmup=0, store=store, on_done=lambda each: told.append((each.outcome, store.count())))
-    train, broken = on_host(id="train"), on_host(id="broken", targets=("no_such_layer",))
-    generate = on_host(id="generate", phase="generate", prefill_len=8, decode_len=TOKENS, precision="bf16-true")
-    trained, failed, generated = verify([train, broken, generate], on=place, options=how)
-    assert told == [("ok", 1), ("failed", 2), ("ok", 3)]
+    found = tuple(verify([TRAIN, BROKEN, GENERATE], on=place, options=how))
+    return Ran(found=found, told=tuple(told), store=store)
+
+
+def test_training_and_generation_are_timed_and_kept(ran: Ran) -> None:
+    """Every timed step has its sample, and the rows are in the store at once."""
+    trained, failed, generated = ran.found
+    assert ran.told == (("ok", 1), ("failed", 2), ("ok", 3))
     assert "no_such_layer" in failed.measurement.error
     assert failed.measurement.error.startswith("in load: ")
+    assert answer(failed)["error"] == failed.measurement.error
 
     step, prefill, decode = (
         trained.measurement.step,
@@ -56,17 +78,50 @@ def test_training_and_generation_are_timed_and_kept(tmp_path: Path, place: Place
         assert each.compared == {}
     assert 0 < (trained.measurement.trainable_params or 0) < 100_000
 
-    kept = Options(steps=STEPS, store=store, timeout_s=1e-3)  # nothing can run in that time
-    again = list(verify([generate.with_(id="renamed"), train], on=place, options=kept))
+
+def test_what_is_stored_is_not_run_again(ran: Ran, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no worker can start, the same place has all but failures from the store, if it has as many samples."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    store, kept = ran.store, Options(steps=STEPS, store=ran.store)
+    again = list(verify([GENERATE.with_(id="renamed"), TRAIN], on=place, options=kept))
     assert [each.remembered for each in again] == [True, True]
     assert [each.workload.id for each in again] == ["renamed", "train"]
-    assert again[1].measurement == trained.measurement
-    (late,) = verify([broken], on=place, options=kept)
-    assert "no answer within 0.001 s" in late.measurement.error  # a failure is tried again
-    assert answer(late)["error"] == late.measurement.error
-    assert remembered(store, [train], place, steps=STEPS + 1) == remembered(store, [broken], place, steps=1) == {}
+    assert again[1].measurement == ran.found[0].measurement
+    with pytest.raises(WhichloraError, match="did not start"):
+        list(verify([BROKEN], on=place, options=kept))
+    assert remembered(store, [TRAIN], place, steps=STEPS + 1) == remembered(store, [BROKEN], place, steps=1) == {}
     elsewhere = dataclasses.replace(place, environment=dataclasses.replace(place.environment, cpu_name="another"))
-    assert remembered(store, [train], elsewhere, steps=1) == {}
+    assert remembered(store, [TRAIN], elsewhere, steps=1) == {}
+
+
+def test_a_workload_file_is_answered_in_order(ran: Ran, tmp_path: Path) -> None:
+    """Each line gets its answer in its place, with times on the host, and `profiles` finds them as well."""
+    refused = {**workload_to_json(TRAIN), "id": "refused", "quantization": "nf4"}
+    path = tmp_path / "workloads.jsonl"
+    path.write_text("\n".join(map(json.dumps, (workload_to_json(TRAIN), refused, workload_to_json(GENERATE)))))
+    stored = ("--db", str(ran.store.path))
+    command = ["verify", "--on", "cpu", "--steps", "2", "--workloads", str(path), "--json", *stored]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.stderr
+    first, second, last = map(json.loads, done.stdout.splitlines())
+    assert [first["id"], second["id"], last["id"]] == ["train", "refused", "generate"]
+    assert "nf4" in second["error"]
+    assert len(first["times"]["step"]["samples_s"]) == STEPS
+    assert last["prefill_s"] > 0
+    assert last["decode_s_per_token"] > 0
+    assert "[2/2]" in done.stderr
+    assert done.stderr.count("(from the store)") == 2
+    shown = CliRunner().invoke(main, ["profiles", "show", first["measurement"][:12], *stored])
+    assert first["measurement"][:12] in shown.stdout
+
+
+def test_a_plan_s_time_is_that_of_all_steps(ran: Ran, place: Place, plan: Plan) -> None:
+    """The whole fine-tuning takes as much longer than the plan's as the median step does: here so many steps in all."""
+    found = verify_plan(altered(plan, TRAIN), on=place, options=Options(steps=2, store=ran.store))
+    assert found.best
+    step = found.best.verification.measurement.step
+    assert step
+    assert found.best.time_s == pytest.approx((step.median_s or 0) * 100)
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,28 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu_acceptance
 from whichlora.nulldevice import environment
-from whichlora.rehearse import find_card, rehearse
-from whichlora.verify import Options, answer, find_place, verify
+from whichlora.rehearse.adapters import OPTIMIZERS
+from whichlora.rehearse.models import QUANTIZATIONS
+from whichlora.rehearse.stored import card_fields
+from whichlora.verify import Place
 from whichlora.verify.card import known_card
+from whichlora.verify.stored import measurement, remembered
 from whichlora_estimators.gpus import Gpu, all_gpus, context_bytes, find_gpu
-from whichlora_profiles_db import open_store
+from whichlora_estimators.methods import all_methods
+from whichlora_estimators.workload import Workload
+from whichlora_profiles_db import Environment, open_store, workload_to_json
 
 from ..rehearse.conftest import tiny
 
 pytestmark = pytest.mark.stack
-
-SMALL = dataclasses.replace(find_card("rtx-4090"), total_bytes=2 * 2**30)
 
 # On the null device: a timed step's clock, and what NVML says of the process, as the worker uses them.
 PROBE = """
@@ -63,35 +69,70 @@ def test_the_calls_of_a_card_are_made() -> None:
     assert seen["gpu"] == "l4"
 
 
-def test_memory_is_what_a_rehearsal_takes_and_time_is_unknown(tmp_path: Path) -> None:
-    """Bytes equal a rehearsal's, out of memory included, no time is made up, and a rerun takes all from the store."""
-    store = open_store(tmp_path / "profiles.duckdb")
-    asked = [
-        tiny(id="lora"),
-        tiny(id="nf4", quantization="nf4", optimizer="paged-adamw-8bit", checkpointing=True),
-        tiny(id="generate", phase="generate", prefill_len=16, decode_len=3),
-        tiny(id="large", method="full", batch_size=64, seq_len=4096),
+@pytest.fixture
+def one_processor() -> Iterator[None]:
+    """Run on one processor, as on a small machine, so that one worker does all."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def matrix() -> list[Workload]:
+    """Return each method on one quantization after the other; full fine-tuning and generation as they can be."""
+    adapted = [name for name in sorted(all_methods()) if name not in ("full", "prefix-tuning")]
+    made = [
+        tiny(id=name, method=name, quantization=quantization, optimizer=optimizer)
+        for name, quantization, optimizer in zip(adapted, cycle(QUANTIZATIONS), cycle(OPTIMIZERS), strict=False)
     ]
-    place = dataclasses.replace(find_place("null", SMALL), jobs=1)
-    found = list(verify(asked, on=place, options=Options(steps=2, warmup=1, store=store)))
-    rehearsed = list(rehearse(asked, SMALL, jobs=1))
-    assert [each.outcome for each in found] == ["ok", "ok", "ok", "oom"]
-    for one, other in zip(found, rehearsed, strict=True):
-        measured = one.measurement
-        assert (measured.device, measured.evidence) == ("null", "rehearsed")
-        assert measured.environment.gpu_total_bytes == SMALL.total_bytes
-        assert one.typical_s == {}
-        assert other.outcome == one.outcome
-        assert measured.allocated_peak_bytes == other.allocated_peak_bytes, one.workload.id
-        assert measured.trainable_params == other.trainable_params
-        if one.outcome == "ok":
-            assert measured.reserved_peak_bytes == pytest.approx(other.reserved_peak_bytes, abs=4 * 2**20)
-            assert one.process_bytes == (measured.reserved_peak_bytes or 0) + context_bytes(SMALL)
-            assert set(one.compared) == {"allocated_peak_bytes", "reserved_peak_bytes", "process_bytes"}
-    assert found[3].measurement.error.startswith(("in forward: ", "in backward: "))
-    assert answer(found[3])["oom"]
-    again = list(verify(asked, on=place, options=Options(store=store)))
-    assert [each.measurement for each in again] == [each.measurement for each in found]
+    generating = [
+        tiny(id=f"generate-{name}", phase="generate", prefill_len=16, decode_len=3, quantization=name)
+        for name in QUANTIZATIONS
+    ]
+    return [*made, tiny(id="full", method="full"), tiny(id="prefix-tuning", method="prefix-tuning"), *generating]
+
+
+@pytest.mark.usefixtures("one_processor")
+def test_memory_is_what_a_rehearsal_takes_and_time_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The acceptance script finds the null device equal to itself, out of memory included, and no time is made up."""
+    asked, seen = tmp_path / "workloads.jsonl", tmp_path / "seen.json"
+    asked.write_text("\n".join(json.dumps(workload_to_json(each)) for each in matrix()))
+    where = ("--on", "null", "--gpu", "l4", "--quick", "--steps", "1")
+    monkeypatch.setattr(sys, "argv", ["gpu_acceptance.py", *where, "--workloads", str(asked), "--json", str(seen)])
+    gpu_acceptance.main()
+    rows = json.loads(seen.read_text())["rows"]
+    assert [row["workload"]["id"] for row in rows] == [*gpu_acceptance.QUICK, "too-large", *(w.id for w in matrix())]
+    for row in rows:
+        name, verified, rehearsed = row["workload"]["id"], row["verified"], row["rehearsed"]
+        assert verified["outcome"] == rehearsed["outcome"] == ("oom" if name == "too-large" else "ok"), row
+        assert (verified["on"], verified["gpu"], verified["evidence"]) == ("null", "l4", "rehearsed")
+        assert verified["allocated_peak_bytes"] == rehearsed["allocated_peak_bytes"], name
+        assert verified["trainable_params"] == rehearsed["trainable_params"], name
+        assert verified["times"] == {}
+        if name == "too-large":
+            assert verified["error"].startswith(("in forward: ", "in backward: "))
+            continue
+        assert verified["reserved_peak_bytes"] == pytest.approx(rehearsed["reserved_peak_bytes"], abs=4 * 2**20)
+        assert verified["process_bytes"] == verified["reserved_peak_bytes"] + context_bytes(find_gpu("l4"))
+        assert set(verified["ratio"]) == {"allocated_peak_bytes", "reserved_peak_bytes", "process_bytes"}
+
+
+def test_what_is_stored_needs_no_samples_here(tmp_path: Path) -> None:
+    """A run on the null device is found again without any time, on the same card only, and not if it failed."""
+    store, workloads = (
+        open_store(tmp_path / "profiles.duckdb"),
+        [tiny(id="ok"), tiny(id="oom", batch_size=64), tiny(rank=5)],
+    )
+    card = find_gpu("l4")
+    here = Place(device="null", gpu=card, environment=Environment(**card_fields(card)), variables={})
+    for workload, outcome in zip(workloads, ("ok", "oom", "failed"), strict=True):
+        answer = {"outcome": outcome, "error": outcome, "environment": {}, "peaks": {"forward": (1024, 2048)}}
+        store.add([measurement(workload, here, answer)])
+    found = remembered(store, workloads, here, steps=7)
+    assert {number: each.outcome for number, each in found.items()} == {0: "ok", 1: "oom"}
+    assert found[0].allocated_peak_bytes == 1024
+    other = dataclasses.replace(here, environment=Environment(**card_fields(find_gpu("t4"))))
+    assert remembered(store, workloads, other, steps=7) == {}
 
 
 @pytest.mark.parametrize("gpu", all_gpus(), ids=lambda gpu: gpu.slug)

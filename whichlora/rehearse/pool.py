@@ -99,9 +99,11 @@ class Pool:
         for message in messages or ():
             answer = worker.hear(message, self._timeout_s)
             if answer is not None:
-                yield answer
-                if answer[1].get("leftover_bytes") or answer[1].get("ends"):  # the next job shall find nothing left
+                last = bool(answer[1].get("leftover_bytes") or answer[1].get("ends"))
+                if last:  # the next job shall find nothing left
                     self._drop(worker)
+                yield answer
+                if last:
                     return
         if messages is None:
             worker.let_end()

@@ -11,7 +11,7 @@ from ..plan import Candidate, Plan
 from .judged import Limits, broken, first_that_keeps, seen_in_run
 from .place import Place, find_place
 from .records import Verification
-from .verifications import Options, check_on, verify
+from .verifications import Options, Verifier, check_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +50,12 @@ def verify_plan(
     Before the first survivor of a model its inference is run, which has to keep those of stage 1. On "null" the device plays
     the plan's card unless `gpu` names another. Raises what `verify` raises.
     """
-    for candidate in (*plan.survivors, *plan.serving):
-        check_on(candidate.workload, on.device if isinstance(on, Place) else on)
+    check_all((each.workload for each in (*plan.survivors, *plan.serving)), on)
     if isinstance(on, str):
         on = find_place(on, (gpu or plan.gpu) if on == "null" else gpu)
-    run = _PlanRun(plan, on, options or Options())
-    best = first_that_keeps(plan.survivors, run.serving, run.keeps, satisfy=plan.stage1.satisfy)
+    with Verifier(on, options or Options()) as verifier:
+        run = _PlanRun(plan, on, verifier)
+        best = first_that_keeps(plan.survivors, run.serving, run.keeps, satisfy=plan.stage1.satisfy)
     trained = sum(each.candidate.workload.phase == "train" for each in run.checked)
     return PlanVerification(
         place=on,
@@ -69,8 +69,8 @@ def verify_plan(
 class _PlanRun:
     """Runs configurations of a plan and keeps what became of each."""
 
-    def __init__(self, plan: Plan, place: Place, options: Options) -> None:
-        self.plan, self.place, self.options = plan, place, options
+    def __init__(self, plan: Plan, place: Place, verifier: Verifier) -> None:
+        self.plan, self.place, self.verifier = plan, place, verifier
         self.checked: list[Checked] = []
 
     def serving(self, model: str) -> list[Candidate]:
@@ -79,7 +79,7 @@ class _PlanRun:
 
     def keeps(self, candidate: Candidate) -> bool:
         """Verify a configuration, and say whether it keeps its limits."""
-        (verification,) = verify([candidate.workload], on=self.place, options=self.options)
+        verification = self.verifier.verify(candidate.workload)
         seen = seen_in_run(verification)
         time_s = candidate.time_s(seen.times)
         rejected = tuple(broken(seen, self._limits(candidate), time_s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -65,12 +66,42 @@ def verify(
     Raises WhichloraError before the first one for a workload that cannot run there, or where something is missing.
     """
     asked = list(workloads)
+    check_all(asked, on)
+    place = find_place(on, gpu) if isinstance(on, str) else on
+    return _verified(_Run(asked=asked, place=place, options=options or Options()))
+
+
+def _verified(run: _Run) -> Iterator[Verification]:
+    with run.workers(run.place.jobs) as workers:
+        yield from run.results(workers)
+
+
+class Verifier:
+    """Verifies one workload after the other, as its user comes to want it, with a worker that stays ready meanwhile."""
+
+    def __init__(self, place: Place, options: Options) -> None:
+        self._run = _Run(asked=[], place=place, options=options)
+        self._workers = self._run.workers(1)
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._workers.__exit__(*error)
+
+    def verify(self, workload: Workload) -> Verification:
+        """Return what a workload took that `check_all` let through."""
+        (found,) = dataclasses.replace(self._run, asked=[workload]).results(self._workers)
+        return found
+
+
+def check_all(workloads: Iterable[Workload], on: str | Place) -> None:
+    """Refuse workloads before anything is run. Raises what `check_on` raises, WhichloraError for what is not installed."""
+    asked = list(workloads)
     for workload in asked:
         check_on(workload, on.device if isinstance(on, Place) else on)
     if any(map(wants_bitsandbytes, asked)):
         need(("bitsandbytes",))
-    place = find_place(on, gpu) if isinstance(on, str) else on
-    return _Run(asked=asked, place=place, options=options or Options()).results()
 
 
 def check_on(workload: Workload, on: str) -> None:
@@ -93,7 +124,11 @@ class _Run:
     place: Place
     options: Options
 
-    def results(self) -> Iterator[Verification]:
+    def workers(self, jobs: int) -> Pool:
+        """Return a pool that starts as many workers at most, each when there is something for it to do."""
+        return Pool(self.place.variables, module=WORKER, jobs=jobs, timeout_s=self.options.timeout_s)
+
+    def results(self, workers: Pool) -> Iterator[Verification]:
         """Yield every verification in its place: the remembered ones, and those that workers make."""
         done = {number: self._verification(found, remembered=True) for number, found in self._remembered().items()}
         for verification in done.values():
@@ -104,14 +139,12 @@ class _Run:
             for number, workload in enumerate(self.asked)
             if number not in done
         ]
-        count = min(self.place.jobs, len(jobs))
-        with Pool(self.place.variables, module=WORKER, jobs=count, timeout_s=self.options.timeout_s) as pool:
-            answers = pool.answers(jobs)
-            for number in range(len(self.asked)):
-                while number not in done:
-                    other, answer = next(answers)
-                    done[other] = self._take(measurement(self.asked[other], self.place, answer))
-                yield done.pop(number)
+        answers = workers.answers(jobs)
+        for number in range(len(self.asked)):
+            while number not in done:
+                other, answer = next(answers)
+                done[other] = self._take(measurement(self.asked[other], self.place, answer))
+            yield done.pop(number)
 
     def _take(self, measured: Measurement) -> Verification:
         if self.options.store:
