@@ -218,7 +218,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: floa
         return flash(q, k, v, dropout=dropout, causal=causal)
     grouped = q.shape[1] != k.shape[1] and not q.tape.stack.does(GROUPED_EFFICIENT)
     if (q.dtype is BF16 and not ampere) or grouped:
-        return math_attention(q, k, v, mask)
+        return math_attention(q, k, v, mask, dropout=dropout)
     return efficient(q, k, v, mask, causal=causal)
 
 
@@ -427,7 +427,7 @@ def _repeated(bias: Tensor, batch: int) -> Tensor:
     return out
 
 
-def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0) -> Tensor:
     """Attend by separate operators in fp32, the fallback, which keeps T x S probabilities; returns [B, H, T, E]."""
     dtype, groups, tape = q.dtype, q.shape[1] // k.shape[1], q.tape
     bias = None if mask is None else ops.cast(mask, dtype)
@@ -439,6 +439,7 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
     if groups > 1:
         k, v = _interleaved(k, groups), _interleaved(v, groups)
     weights = _safe_softmax(products.matmul(q, products.transpose(ops.scale(k))))  # the mask is added in place
+    weights = ops.dropout(weights, dropout)
     returned = ops.cast(weights.detach(), dtype)
     out = ops.cast(products.matmul(weights, v), dtype)
     tape.autocast = autocast

@@ -8,6 +8,7 @@ from __future__ import annotations
 from . import ops, products
 from .errors import UnknownName
 from .layers import Build, Linear, MakeLinear, plain_linear
+from .packed import reads_packed
 from .reductions import column_sum_bytes
 from .stack import COMPUTES_AS_TOLD, KEEPS_NO_INPUT, PACKED_ROWS
 from .tape import BOOL, FP16, FP32, INT8, INT32, UINT8, Dtype, Kernel, Leaf, Tensor, View
@@ -17,47 +18,6 @@ from .tape import BOOL, FP16, FP32, INT8, INT32, UINT8, Dtype, Kernel, Leaf, Ten
 #: each 8-bit one, than with 16-bit weights, whose launches took 5.2 us each (bitsandbytes 0.50, PyTorch 2.14). Published
 #: decode times on an H100 (bitsandbytes 0.45) say 3 to 8 and 13 launches in all.
 PYTHON_OF_4BIT, PYTHON_OF_DEQUANTIZATION, PYTHON_OF_8BIT = 4, 2, 6
-
-#: Multiprocessors of the card whose tiers `reads_packed` states, an A100.
-_MULTIPROCESSORS = 108
-
-
-def reads_packed(rows: int, n: int, k: int) -> bool:
-    """Say whether a 4-bit product [rows, K] x [N, K] reads the packed weight; else it is dequantized for an ordinary product.
-
-    States _gemm_4bit_use_custom_cuda (bitsandbytes 0.50, backends/cuda/ops.py) for an A100 in 16 bit; other cards have
-    tiers of their own between 5 and 1536 rows.
-    """
-    if rows > 1536 or k % 64:
-        return False
-    if rows <= 4:
-        return True
-    waves = -(-n // 64) / _MULTIPROCESSORS
-    if n * k < 4 * 2**20:
-        return rows <= _small_weight_rows(n, k, waves)
-    if rows < 8:
-        return (
-            rows == 5 or waves < 48 / _MULTIPROCESSORS or not ((k > n and waves < 3 / 4) or (k == n and waves < 3 / 5))
-        )
-    return rows <= _large_weight_rows(n, k, waves)
-
-
-def _small_weight_rows(n: int, k: int, waves: float) -> int:
-    if 2 * k < n:
-        return 1536 if waves < 1 / 3 else 512
-    if waves <= 1 / 4:
-        return 384 if k < n else 32 if waves <= 1 / 8 else 128
-    return 16 if waves <= 1 / 2 else 0
-
-
-def _large_weight_rows(n: int, k: int, waves: float) -> int:
-    if waves >= 1:
-        return 128 if waves >= 3 else 64 if k < n else 32
-    if (k >= 3 * n and waves > 1 / 4) or (k == n and 48 / _MULTIPROCESSORS <= waves < 3 / 5):
-        return 0
-    if waves < 1 / 2:
-        return 128 if k <= n else 0 if waves >= 1 / 3 else 16
-    return 128 if k < n else 16
 
 
 class Linear4bit(Linear):
@@ -109,7 +69,7 @@ class Linear4bit(Linear):
             return self._wide_product(x, rows)
         tape = x.tape
         several = rows == 1 or tape.stack.does(PACKED_ROWS)
-        fallback = not (several and reads_packed(rows, self.out_features, self.in_features))
+        fallback = not (several and reads_packed(rows, self.out_features, self.in_features, x.dtype, *tape.card))
         scales = [tape.new((self.scales[0].numel,), FP32) for _ in range(2)] if fallback and self.double else []
         weight = tape.new((self.out_features, self.in_features), self.dtype) if fallback else None
         out = tape.new((*x.shape[:-1], self.out_features), x.dtype)
@@ -223,7 +183,7 @@ class Linear8bit(Linear):
             tape.launch(moved)  # magnitudes, which are outliers, in which columns, codes
         tape.wait()  # for how many columns these are
         del magnitudes
-        tape.new((column_sum_bytes(rows, self.in_features, 1),), UINT8)  # which columns have any outlier
+        tape.new((column_sum_bytes(rows, self.in_features, 1, card=tape.card),), UINT8)  # which columns have any outlier
         del outliers
         del half
         product = tape.new((rows, self.out_features), INT32)

@@ -11,15 +11,20 @@ _THREADS = 512  # in a block, shared among the elements of a vector
 _WARP = 32
 _FEW_VALUES, _MANY_VALUES = 16, 256  # per thread
 
-#: Threads that the card runs at once: those of an A100 (108 multiprocessors of 2048).
-RESIDENT_THREADS = 108 * 2048
+#: What of a card decides: its compute capability, and how many multiprocessors it has.
+Card = tuple[tuple[int, int], int]
+A100: Card = ((8, 0), 108)
+#: Threads that a multiprocessor runs at once, where not 2048 (cccl, libcudacxx/include/cuda/__device/arch_traits.h).
+_MOST_THREADS = 2048
+_THREADS_OF = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (11, 0): 1536, (12, 0): 1536, (12, 1): 1536}
 
 
-def column_sum_bytes(rows: int, columns: int, accumulator_bytes: int = 4) -> int:
+def column_sum_bytes(rows: int, columns: int, accumulator_bytes: int = 4, *, card: Card = A100) -> int:
     """Bytes of partial sums when [rows, columns] is summed to [columns]; 0 where each block finishes its own.
 
     Sums of 16-bit values are kept in fp32, and whether any of a column is set in a byte.
     """
+    capability, multiprocessors = card
     vector = next(width for width in (4, 2, 1) if columns % width == 0)
     threads = _THREADS // vector
     across = min(_last_power_of_two(columns // vector), threads)
@@ -30,7 +35,7 @@ def column_sum_bytes(rows: int, columns: int, accumulator_bytes: int = 4) -> int
         return 0
     values = -(-values // height)
     blocks = -(-columns // (vector * width))
-    wanted = RESIDENT_THREADS // (width * height)
+    wanted = multiprocessors * (_THREADS_OF.get(capability, _MOST_THREADS) // (width * height))
     if values < _MANY_VALUES or blocks > wanted:
         return 0
     shares = max(min(-(-wanted // blocks), -(-values // _FEW_VALUES)), -(-values // _MANY_VALUES))

@@ -15,8 +15,9 @@ backward of its own for each region.
 from __future__ import annotations
 
 import heapq
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -98,17 +99,22 @@ _bytes_bound = cache(Kernel)
 HOST_ONLY, HOST_WAITS = Kernel(0), Kernel(0, dtype=WAITS)
 
 
+#: The first number in a parameter's name is that of its layer.
+_LAYER_OF_NAME = re.compile(r"(.*?\.)(\d+)(\..*)")
+
+
 class _StopRecomputation(Exception):
     """The region's last saved tensor has been recomputed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A named place on the tape: the numbers of events and of kernels before it."""
+    """A named place on the tape: the numbers of events, of kernels and of storages before it."""
 
     label: str
     event: int
     kernel: int
+    storage: int
 
 
 class Tape:
@@ -128,6 +134,7 @@ class Tape:
     ) -> None:
         self.compute_capability = compute_capability
         self.multiprocessors = multiprocessors
+        self.card = compute_capability, multiprocessors
         self.stack = stack
         newer = compute_capability >= (9, 0)
         self.workspace_bytes = HOPPER_CUBLAS_WORKSPACE_BYTES if newer else CUBLAS_WORKSPACE_BYTES
@@ -136,6 +143,12 @@ class Tape:
         self.events: list[int] = []
         self.kernels: list[Kernel] = []
         self.marks: list[Mark] = []
+        #: Marks and all other places where the tape can be cut into sections.
+        self.cuts: list[Mark] = []
+        #: After how many layers their structure repeats, where those that are alike need not all be laid (0: they do).
+        self.period = 0
+        #: How many periods were not laid, by the name of a stack of layers.
+        self.left_out: dict[str, int] = {}
         self.emptied: list[int] = []
         self.component = "weights"
         self.section = "setup"
@@ -207,7 +220,35 @@ class Tape:
         self._mark(label)
 
     def _mark(self, label: str) -> None:
-        self.marks.append(Mark(label=label, event=len(self.events), kernel=len(self.kernels)))
+        self.marks.append(self.cut(label))
+
+    def cut(self, label: str) -> Mark:
+        """Let a section begin here without a name for backward."""
+        self.cuts.append(self.here(label))
+        return self.cuts[-1]
+
+    def here(self, label: str) -> Mark:
+        """Return this place."""
+        return Mark(label=label, event=len(self.events), kernel=len(self.kernels), storage=len(self.sizes))
+
+    def layers(self, blocks: Sequence[T], stack: str = "") -> Iterator[T]:
+        """Go through a stack of layers, marking each; of many that are alike, some are left out (deepen.py)."""
+        period, count, label = self.period, len(blocks), f"{stack} layer".lstrip()
+        left = period and (count - 2 * period - 2) // period
+        if left > 0:
+            self.left_out[stack] = left
+        for index, block in enumerate(blocks):
+            if left <= 0 or not period < index <= period + left * period:
+                self.mark(f"{label} {index}")
+                yield block
+
+    def laid_name(self, name: str) -> str:
+        """Return the name of what is the same in a layer that was laid, given that of a parameter."""
+        found = _LAYER_OF_NAME.match(name)
+        left = next((count for stack, count in self.left_out.items() if name.startswith(stack)), 0)
+        if found is None or not self.period < int(found[2]) <= self.period + left * self.period:
+            return name
+        return f"{found[1]}{1 + (int(found[2]) - 1) % self.period}{found[3]}"
 
     @contextmanager
     def tagged(self, component: str) -> Iterator[None]:
@@ -474,7 +515,7 @@ def _summed(grad: Tensor, shape: Shape) -> Tensor:
     total = computed(grad, shape, grad.dtype)
     if grad.shape[-1] == shape[-1]:
         columns = prod(shape)
-        grad.tape.new((column_sum_bytes(grad.numel // columns, columns),), UINT8)
+        grad.tape.new((column_sum_bytes(grad.numel // columns, columns, card=grad.tape.card),), UINT8)
     return total
 
 

@@ -86,7 +86,7 @@ class DoraEmbedding(LoraEmbedding):
         rows, width = weight.shape
         weight.tape.launch(weight.bytes)
         norm = weight.tape.new((width,), weight.dtype)
-        weight.tape.new((column_sum_bytes(rows, width),), UINT8)
+        weight.tape.new((column_sum_bytes(rows, width, card=weight.tape.card),), UINT8)
         return norm
 
 

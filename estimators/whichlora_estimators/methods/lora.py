@@ -128,7 +128,8 @@ class DoraLinear(LoraLinear):
         weight.tape.launch(weight.bytes)
         norm = weight.tape.new((self.layer.out_features,), weight.dtype)
         if self.layer.transposed:  # summed over the first dimension in memory
-            weight.tape.new((column_sum_bytes(self.layer.in_features, self.layer.out_features),), UINT8)
+            shape = self.layer.in_features, self.layer.out_features
+            weight.tape.new((column_sum_bytes(*shape, card=weight.tape.card),), UINT8)
         return norm
 
 
