@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from whichlora_calibration import Verdict, predict
+from whichlora_estimators.errors import WhichloraError
 from whichlora_profiles_db import Store
 
 from .pick import PickResult, Row, choose, memory_limit, serving_rows, with_times
@@ -22,7 +23,7 @@ Report = Callable[[str], None]
 def check(
     result: PickResult, *, on: str | None = None, store: Store | None = None, report: Report = lambda _: None
 ) -> PickResult:
-    """Return the search with its choice rehearsed; with `on` ("auto", "cuda", "null" …) verified there as well.
+    """Return the search with its choice rehearsed; with `on` "cuda" verified on the card as well, with "null" only there.
 
     Rows are tried best first, those that straddle a limit included, until one keeps every limit with the bytes (and the
     time, on a card) that were seen. Before the first row of a model its inference is run in the same way; a model that
@@ -66,22 +67,33 @@ class _Checker:
         for name, look in self._looks():
             what = "serving" if row.workload.phase == "generate" else row.method
             self.report(f"{row.model} {what}, batch {row.workload.batch_size}: to be {name}")
-            found = with_seen(self.before.config, found, look(row))
+            seen = look(row)
+            if seen is None:
+                continue
+            found = with_seen(self.before.config, found, seen)
             if found.rejected:
                 self.report(f"  {'; '.join(found.rejected)}")
                 break
         self.seen[id(row)] = found
         return not found.rejected
 
-    def _looks(self) -> Iterator[tuple[str, Callable[[Row], Seen]]]:
-        yield "rehearsed", self._rehearsed
+    def _looks(self) -> Iterator[tuple[str, Callable[[Row], Seen | None]]]:
+        if self.on != "null":  # verifying there rehearses
+            yield "rehearsed", self._rehearsed
         if self.on is not None:
             yield "verified", self._verified
 
-    def _rehearsed(self, row: Row) -> Seen:
+    def _rehearsed(self, row: Row) -> Seen | None:
+        """Rehearse a row; None where that cannot be done here but a card can tell."""
         from .rehearse import rehearse
 
-        (found,) = rehearse([row.workload], self.before.config.gpu, jobs=1, store=self.store)
+        try:
+            (found,) = rehearse([row.workload], self.before.config.gpu, jobs=1, store=self.store)
+        except WhichloraError as error:
+            if self.on is None:
+                raise
+            self.report(f"  not rehearsed: {error}")
+            return None
         return seen_in_rehearsal(found)
 
     def _verified(self, row: Row) -> Seen:

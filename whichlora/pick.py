@@ -74,6 +74,11 @@ class Row:
         return self.verdict is Verdict.TIGHT and len(self.rejected) == 1
 
     @property
+    def seen(self) -> bool:
+        """Whether its bytes were rehearsed or measured."""
+        return self.evidence in ("rehearsed", "measured")
+
+    @property
     def method(self) -> str:
         """The method's usual name (`qlora`), or `inference`."""
         if self.workload.phase == "generate":

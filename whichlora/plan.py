@@ -37,7 +37,8 @@ SCHEMA = 3
 class Spread:
     """Predicted bytes: what is expected, and from `low_bytes` to `high_bytes` with probability `coverage`.
 
-    A search bounds its rows by the usual slack of the allocator and names neither an expectation nor a coverage.
+    A search bounds its rows by the usual slack of the allocator and names neither an expectation nor a coverage; what was
+    rehearsed or measured is expected, and is both bounds.
     """
 
     expected_bytes: int | None
@@ -197,7 +198,7 @@ def _candidate(config: PickConfig, row: Row, prediction: Prediction | None = Non
     return Candidate(
         workload=row.workload,
         parameters=row.parameters,
-        predicted=_predicted(row) if prediction is None else _fully_predicted(row, prediction),
+        predicted=_predicted(row) if prediction is None or row.seen else _fully_predicted(row, prediction),
         rejected=row.rejected,
         epochs=config.epochs if row.workload.phase == "train" else None,
         schedule=row.schedule,
@@ -212,7 +213,9 @@ def _predicted(row: Row) -> Predicted | None:
     return Predicted(
         allocated=Spread(expected_bytes=row.allocated_peak_bytes, low_bytes=None, high_bytes=None, coverage=None),
         reserved=None,
-        process=Spread(expected_bytes=None, low_bytes=least_bytes, high_bytes=most_bytes, coverage=None),
+        process=Spread(
+            expected_bytes=most_bytes if row.seen else None, low_bytes=least_bytes, high_bytes=most_bytes, coverage=None
+        ),
         step=row.step,
         total=row.time if training else None,
         token=None if training else row.time,

@@ -133,7 +133,7 @@ def numbers(result: PickResult, choice: Row, prediction: Prediction) -> str:
 
 def _seen(result: PickResult, choice: Row) -> Iterator[tuple[str, str, str, str]]:
     """Show what the choice took when it was rehearsed or measured, if it was."""
-    if choice.evidence not in ("rehearsed", "measured") or choice.process_bytes is None:
+    if not choice.seen or choice.process_bytes is None:
         return
     limit = f"limit {format_bytes(memory_limit(result.config, 'train'))}"
     yield "Process bytes as seen", format_bytes(choice.process_bytes[1]), limit, choice.evidence

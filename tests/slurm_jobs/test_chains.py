@@ -74,7 +74,7 @@ def ended(slurm: Slurm, job: str) -> bool:
 
 
 def test_both_types_chains_run_to_their_end(login: Slurm, small_model: Path, tmp_path: Path) -> None:
-    """Each type measures inference, then fine-tuning, then tunes its choice, in this order; the store has all of it."""
+    """Each type measures inference, then fine-tuning, then tunes what it chose by these; the store has each once."""
     from whichlora_profiles_db import open_store
 
     config, out = write_config(tmp_path, small_model), tmp_path / "jobs"
@@ -84,6 +84,8 @@ def test_both_types_chains_run_to_their_end(login: Slurm, small_model: Path, tmp
     for name in TYPES:
         result = json.loads((out / name / "finetune" / "result.json").read_text(encoding="utf-8"))
         assert (result["outcome"], result["steps"]) == ("ok", result["total_steps"])
+        plan = json.loads((out / name / "pick" / "plan.json").read_text(encoding="utf-8"))
+        assert plan["choice"]["predicted"]["evidence"] == plan["serving"][0]["predicted"]["evidence"] == "rehearsed"
     with open_store(tmp_path / "store.duckdb") as store:
         kept = store.query()
     for gpu in ("a100-sxm-40gb", "rtx-4090"):

@@ -16,6 +16,7 @@ from whichlora_estimators.units import GB
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import workload_to_json
 
+from ..checked import MOST_TRIED
 from ..pick import PickResult, Row, pick
 from ..pickconfig import PickConfig
 from ..plan import survivors
@@ -127,16 +128,21 @@ class _Writer:
         return START_S + self.cluster.time_margin * (len(rows) * WORKLOAD_S + steps_s)
 
     def _tuning(self) -> Job | None:
-        """Return the job that picks, once for all of its runs, and tunes the choice; None without one or without data."""
+        """Return the job that picks by what was measured, once for all of its runs, and tunes the choice.
+
+        None without a choice or without data.
+        """
         config, choice = self.result.config, self.result.choice
         if choice is None or config.data is None:
             return None
         plan = self.folder / "pick" / "plan.json"
         offline = ["--offline"] if self.settings.offline else []
-        picks = whichlora(self.cluster, "pick", self.folder / "config.yaml", "--out", plan.parent, *offline)
+        verified = ["--out", plan.parent, "--verify", *self._where(card=False), *offline]
+        picks = whichlora(self.cluster, "pick", self.folder / "config.yaml", *verified)
         words: list[object] = ["finetune", plan, "--out", self.folder / "finetune", *self._where(card=False), *offline]
         tunes = whichlora(self.cluster, *words)
-        seconds = _DAY_S if choice.time_s is None else START_S + self.cluster.time_margin * choice.time_s
+        seconds = _DAY_S if choice.time_s is None else self.cluster.time_margin * choice.time_s
+        seconds += START_S + MOST_TRIED * WORKLOAD_S  # where what was measured is not of this node
         lines = (f"[ -f {shlex.quote(str(plan))} ] || {picks} || exit 1", tunes)
         return Job(name="finetune", gpu_type=self.gpu_type, lines=lines, seconds=seconds, resumes=True)
 
@@ -157,12 +163,15 @@ def _by_model(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _by_setup(rows: Sequence[Row]) -> list[list[Row]]:
-    """Group survivors by all but their batch size, best first, and keep the first groups."""
-    groups: dict[str, list[Row]] = {}
+    """Group survivors by all but their batches, best first, and keep the first groups.
+
+    Of each batch size the best accumulation alone is kept: further passes of a step are like its second.
+    """
+    groups: dict[str, dict[int, Row]] = {}
     for row in rows:
-        key = json.dumps(workload_to_json(row.workload.with_(batch_size=1)), sort_keys=True)
-        groups.setdefault(key, []).append(row)
-    return list(groups.values())[:MOST_SETUPS]
+        key = json.dumps(workload_to_json(row.workload.with_(batch_size=1, accumulation=1)), sort_keys=True)
+        groups.setdefault(key, {}).setdefault(row.workload.batch_size, row)
+    return [list(group.values()) for group in groups.values()][:MOST_SETUPS]
 
 
 def _generation_s(row: Row) -> float:
