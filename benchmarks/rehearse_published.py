@@ -1,12 +1,13 @@
 """Rehearse the workloads of published memory measurements once, and keep what was seen.
 
     PYTHONPATH=.:estimators:profiles_db:calibration python -m benchmarks.rehearse_published [--as-published]
-        [--only TEXT] [--jobs N] [--longest N]
+        [--only TEXT] [--stack TEXT] [--jobs N] [--longest N]
 
 Each line that is added to `benchmarks/published_rehearsals.jsonl` is a rehearsal as a measurement: its workload, the card
 that the null device played, the versions that ran, the peaks. A workload that is there under the same versions is not
 rehearsed again. With `--as-published` Transformers and PEFT are of the versions that the publication names, in
-environments of their own; PyTorch stays the installed one. `docs/published.md` is written from these lines.
+environments of their own; PyTorch and bitsandbytes stay the installed ones unless `--stack` names an environment in full,
+which goes with `--only` and the Transformers that were published. `docs/published.md` is written from these lines.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="only workloads of a source, model or phase that holds this text")
     parser.add_argument("--as-published", action="store_true", help="under the published Transformers and PEFT")
+    parser.add_argument("--stack", default="", help="these releases in place of the published ones (with --only)")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--longest", type=int, default=1000, help="no generation of more tokens than this")
     arguments = parser.parse_args()
     known = {_key(one.environment.gpu, workload_id(one.workload), one.environment.versions) for one in seen()}
-    for (gpu, text), workloads in wanted(arguments.only, arguments.longest, arguments.as_published).items():
+    for (gpu, published_text), workloads in wanted(arguments.only, arguments.longest, arguments.as_published).items():
+        text = arguments.stack or published_text
         stack = _made(text)
         if text and stack is None:
             continue
@@ -72,7 +75,7 @@ def _made(text: str) -> OtherStack | None:
 
 
 def _key(gpu: str | None, workload: str, versions: Mapping[str, str]) -> tuple[str | None, ...]:
-    return gpu, workload, versions.get("transformers"), versions.get("peft")
+    return gpu, workload, *(versions.get(name) for name in ("transformers", "peft", "torch", "bitsandbytes"))
 
 
 def seen() -> list[Measurement]:

@@ -6,11 +6,11 @@ An optimizer is two functions over the trained tensors: `start` allocates the st
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from .errors import UnknownName
+from .errors import UnknownName, Unsupported
 from .reductions import column_sum_bytes
 from .tape import FP32, UINT8, Tensor
 
@@ -29,6 +29,10 @@ class Optimizer(ABC):
     @abstractmethod
     def step(self, parameters: Sequence[Tensor]) -> None:
         """Allocate and free what one step needs beside the state."""
+
+    def real(self, parameters: Iterable[Any]) -> Any:
+        """Return the real optimizer over parameters of PyTorch: for those that rehearsals do not know by themselves."""
+        raise Unsupported("this optimizer cannot be rehearsed", value=self.name, todo="Choose another one.")
 
 
 def find_optimizer(name: str) -> Optimizer:
@@ -246,7 +250,7 @@ def _averaged_rows(p: Tensor) -> Tensor:
     rows, columns = p.shape[-2:]
     p.tape.new(p.shape[:-1], FP32)
     average = p.tape.new((*p.shape[:-2], columns), FP32)
-    p.tape.new((column_sum_bytes(rows, columns),), UINT8)
+    p.tape.new((column_sum_bytes(rows, columns, card=p.tape.card),), UINT8)
     del average
     return p.tape.new(p.shape[:-1], FP32)
 

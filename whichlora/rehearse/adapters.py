@@ -1,6 +1,7 @@
 """The methods and optimizers that the real libraries have, by the names that workloads give them.
 
-A new one is one entry. PEFT's and the optimizers' defaults stand unless a workload's field says otherwise.
+A new one is one entry, here or in the class that estimates it (`Method.peft_config`, `Optimizer.real`). PEFT's and the
+optimizers' defaults stand unless a workload's field says otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from whichlora_estimators.errors import UnknownName, Unsupported
+from whichlora_estimators.methods import all_methods
+from whichlora_estimators.optimizers import OPTIMIZERS as ESTIMATED
 from whichlora_estimators.workload import Workload
 
 from .models import QUANTIZATIONS
@@ -37,6 +40,9 @@ def _lora(peft: Any, workload: Workload, **more: Any) -> Any:
         lora_dropout=workload.dropout,
         target_modules=_targets(workload),
         rank_pattern=dict(workload.rank_pattern),
+        exclude_modules=list(workload.exclude_modules) or None,
+        layers_to_transform=list(workload.layers_to_transform) or None,
+        trainable_token_indices=list(range(workload.trainable_tokens)) or None,
         bias=workload.bias,
         **more,
     )
@@ -57,6 +63,7 @@ def _adalora(peft: Any, workload: Workload) -> Any:
 def _vera(peft: Any, workload: Workload) -> Any:
     bias = workload.bias.replace("lora", "vera")
     settings = {"target_modules": _targets(workload), "vera_dropout": workload.dropout, "bias": bias}
+    settings["layers_to_transform"] = list(workload.layers_to_transform) or None
     return peft.VeraConfig(r=workload.rank, **settings)
 
 
@@ -79,6 +86,7 @@ METHODS: dict[str, Config | None] = {
     "prefix-tuning": lambda peft, w: peft.PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS),
     "p-tuning": lambda peft, w: peft.PromptEncoderConfig(num_virtual_tokens=VIRTUAL_TOKENS),
 }
+METHODS |= {name: each.peft_config for name, each in all_methods().items() if name not in METHODS}
 
 
 def _bitsandbytes(name: str) -> Callable[[Iterable[Any]], Any]:
@@ -120,6 +128,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Any]], Any]] = {
     "sgd-momentum": _torch("SGD", momentum=0.9),
     "adafactor": _adafactor,
 }
+OPTIMIZERS |= {name: each.real for name, each in ESTIMATED.items() if name not in OPTIMIZERS}
 
 
 def check(workload: Workload) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from ..errors import Unsupported
 from ..families.base import Model
 from ..layers import Build, Linear
 from ..stack import FP32_ADAPTERS
@@ -34,10 +35,18 @@ class Method(ABC):
     has_bias: ClassVar[bool] = True
     #: Whether layers may differ in rank.
     has_rank_pattern: ClassVar[bool] = False
+    #: Whether modules and layers can be left out of what the targets name, and whether tokens' embeddings can train.
+    has_exclusions: ClassVar[bool] = False
+    has_layers: ClassVar[bool] = False
+    has_tokens: ClassVar[bool] = False
 
     @abstractmethod
     def adapt(self, model: Model, workload: Workload) -> None:
         """Add adapters to a built model."""
+
+    def peft_config(self, peft: Any, workload: Workload) -> Any:
+        """Return PEFT's configuration, given the package: for methods that rehearsals do not know by themselves."""
+        raise Unsupported("this method cannot be rehearsed", value=self.name, todo="Choose one that PEFT has.")
 
 
 def method(cls: C) -> C:
