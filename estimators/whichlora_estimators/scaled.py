@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .estimate import BLOCK_BYTES, Times, times_by, times_of
 from .families import find_family
 from .gpus import Gpu
+from .methods.targets import tells_layers_apart
 from .roofline import Roofline, launch_seconds
 from .stack import NEWEST_STACK, Stack
 from .stretches import Stretch, deep_seconds, stretch
@@ -149,15 +150,6 @@ def _from_nearer_end(label: str, layers: int) -> str:
     return " ".join(words)
 
 
-def _tells_layers_apart(workload: Workload) -> bool:
-    """Say whether adapters may differ from layer to layer: by a pattern, or by names that tell more than the last part."""
-    targets = workload.targets
-    if isinstance(targets, str) and targets != "all-linear":
-        return True
-    names = (*(targets if isinstance(targets, tuple) else ()), *workload.rank_pattern, *workload.modules_to_save)
-    return any("." in name for name in names)
-
-
 class Scaled:
     """One setup — model, method, lengths, precision … — at any batch size, on a card (an A100 unless told).
 
@@ -170,7 +162,7 @@ class Scaled:
         self.layers, period = config.count(family.layers_key), family.period(config)
         shallow = 2 * period + self.layers % period  # so that the last layers are those of the deep model
         deeper = shallow + period
-        if self.layers < deeper or _tells_layers_apart(workload):
+        if self.layers < deeper or tells_layers_apart(workload):
             raise NotAffine
         self.depths = [_Depth(workload, layers, family.layers_key, gpu, stack) for layers in (shallow, deeper)]
         self.steps = (self.layers - shallow) // period

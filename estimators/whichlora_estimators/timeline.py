@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from . import ops
 from .allocator import AllocatorState, CachingAllocator
 from .attention import FLASH_ATTENTION_2
+from .deepen import NotAlike, deepen
 from .errors import Unsupported
 from .families import find_family
 from .families.base import Cache, Context, Decoder, Model, StaticCache, TupleCache
 from .layers import Build, Parameter, token_ids
 from .methods import find_method
-from .methods.targets import check_options, save_modules, train_biases
+from .methods.prompts import EmbeddedPrompt
+from .methods.targets import check_options, save_modules, tells_layers_apart, train_biases
+from .methods.tokens import train_tokens
 from .optimizers import clip, find_optimizer
 from .quantization import find_quantization, prepare_for_training
 from .stack import NEWEST_STACK, Stack
@@ -90,14 +94,11 @@ class _Recorder:
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
-        self.start = self._here("setup")
-
-    def _here(self, label: str) -> Mark:
-        return Mark(label=label, event=len(self.tape.events), kernel=len(self.tape.kernels))
+        self.start = tape.cut("setup")
 
     def cut(self, label: str) -> Segment:
         """End the segment that began at the last cut."""
-        here = self._here(label)
+        here = self.tape.cut(label)
         segment = Segment(label=label, first=self.start, last=here)
         self.start = here
         return segment
@@ -110,14 +111,27 @@ def lay(
     compute_capability: tuple[int, int] = (8, 0),
     multiprocessors: int = A100_MULTIPROCESSORS,
     stack: Stack = NEWEST_STACK,
+    whole: bool = False,
 ) -> Timeline:
-    """Lay out a workload; `config` replaces its own (fewer layers, say). Raises UnknownName or Unsupported."""
+    """Lay out a workload; `config` replaces its own (fewer layers, say). Raises UnknownName or Unsupported.
+
+    Of layers that are alike a few are laid and copied for the rest, which makes the same timeline; `whole` lays them all.
+    """
     config = workload.config if config is None else config
     tape = Tape(compute_capability, multiprocessors=multiprocessors, stack=stack)
     collects = gc.isenabled()
     gc.disable()  # what dies here dies with its last reference; looking for cycles takes a fifth of the time
     try:
-        return (_lay_generation if workload.phase == "generate" else _lay_training)(workload, config, tape)
+        return (_lay_generation if workload.phase == "generate" else _lay_training)(workload, config, tape, whole=whole)
+    except NotAlike:
+        return lay(
+            workload,
+            config,
+            compute_capability=compute_capability,
+            multiprocessors=multiprocessors,
+            stack=stack,
+            whole=True,
+        )
     finally:
         if collects:
             gc.enable()
@@ -169,37 +183,74 @@ def _count(model: Model) -> int:
     return sum({id(p.tensor): p.tensor.numel for p in model.build.parameters}.values())
 
 
-def _lay_training(workload: Workload, config: Mapping[str, Any], tape: Tape) -> Timeline:
+def _lay_training(workload: Workload, config: Mapping[str, Any], tape: Tape, *, whole: bool) -> Timeline:
     recorder = _Recorder(tape)
     model = _trainable_model(workload, tape, config)
+    tape.period = 0 if whole else _period(model, workload)
     with tape.tagged("inputs"):
         inputs = model.make_inputs(workload)
-    trained = [p.tensor for p in model.build.parameters if p.trainable]
     timeline = Timeline(tape=tape, parameters=model.build.parameters, setup=recorder.cut("setup"))
-    step = _forward_backward(model, inputs, workload, recorder)
+    first = _forward_backward(model, inputs, workload, recorder)
     later = _forward_backward(model, inputs, workload, recorder, again=True) if workload.accumulation > 1 else []
-    step += (workload.accumulation - 1) * later
-    trained = [tensor for tensor in trained if isinstance(tensor.node, Leaf) and tensor.node.grad is not None]
+    trained = _reached(timeline.parameters, tape)
     optimizer = find_optimizer(workload.optimizer)
+    clipping = []
     if workload.clip_grad_norm is not None:
         clip(trained)
-        step.append(recorder.cut("clipping"))
+        clipping = [recorder.cut("clipping")]
     with tape.tagged("optimizer state"):
         state = optimizer.start(trained)
-    start = recorder.cut("optimizer state")
+    start = [recorder.cut("optimizer state")]
     with tape.tagged("optimizer workspace"):
         optimizer.step(trained)
-    update = recorder.cut("optimizer step")
+    update = [recorder.cut("optimizer step")]
     for tensor in trained:
         assert isinstance(tensor.node, Leaf)
         tensor.node.grad = None
-    clear = recorder.cut("zero grad")
+    clear = [recorder.cut("zero grad")]
     tape.events = list(tape.events)  # what dies with this function is no event of the step
+    _put_in_layers(timeline, first, later, clipping, start, update, clear)
+    step = [*first, *(workload.accumulation - 1) * later, *clipping]
     repeated = {id(segment): _again(tape, segment) for segment in step}
     again = [repeated[id(segment)] for segment in step]
-    timeline.order = [*step, start, update, clear] + (STEPS - 1) * [*again, update, clear]
+    timeline.order = [*step, *start, *update, *clear] + (STEPS - 1) * [*again, *update, *clear]
     del state
     return timeline
+
+
+def _period(model: Model, workload: Workload) -> int:
+    """Return after how many layers a model repeats itself; 0 where something tells layers apart before they run.
+
+    Prefix tuning does: every layer's part of the cache is made at the start.
+    """
+    prefixed = model.prompt is not None and not isinstance(model.prompt, EmbeddedPrompt)
+    return 0 if prefixed or tells_layers_apart(workload) else model.period(model.config)
+
+
+def _reached(parameters: Sequence[Parameter], tape: Tape) -> list[Tensor]:
+    """Return what trains and got a gradient: in a layer that was not laid, what gets one in the first that it is like."""
+    leaves = [(parameter.name, parameter.tensor, parameter.tensor.node) for parameter in parameters]
+    trained = [(name, tensor, node) for name, tensor, node in leaves if isinstance(node, Leaf)]
+    if not tape.left_out:
+        return [tensor for _, tensor, node in trained if node.grad is not None]
+    reached = {name for name, _, node in trained if node.grad is not None}
+    return [tensor for name, tensor, _ in trained if name in reached or tape.laid_name(name) in reached]
+
+
+def _put_in_layers(timeline: Timeline, *parts: list[Segment]) -> None:
+    """Replace segments by those of the deep tape, if any layers were left out."""
+    tape = timeline.tape
+    if not tape.left_out:
+        return
+    segments = [timeline.setup, *chain(*parts)]
+    moved = deepen(tape, [segment.first for segment in segments])
+
+    def deep(segment: Segment) -> Segment:
+        return Segment(label=segment.label, first=moved[id(segment.first)], last=moved[id(segment.last)])
+
+    timeline.setup = deep(timeline.setup)
+    for part in parts:
+        part[:] = map(deep, part)
 
 
 def _again(tape: Tape, segment: Segment) -> Segment:
@@ -213,7 +264,7 @@ def _again(tape: Tape, segment: Segment) -> Segment:
 
     def moved(mark: Mark) -> Mark:
         event = mark.event + shift - sum(place < mark.event for place in places)
-        return Mark(label=mark.label, event=event, kernel=mark.kernel)
+        return replace(mark, event=event)
 
     tape.events += [event for event in events if event not in tape.once]
     tape.marks += [moved(mark) for mark in tape.marks if first.event <= mark.event < last.event]
@@ -233,6 +284,7 @@ def _trainable_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) 
     if not method.trains_base:
         train_biases(model.build, workload.bias)
         save_modules(model, workload)
+        train_tokens(model, workload)
     return model
 
 
@@ -264,14 +316,16 @@ def _forward_backward(
     if workload.accumulation > 1:
         loss = ops.scale(loss)
     tape.backward(loss, again=again)
+    tape.cut("end of backward")
     tape.grad_enabled = False
     del loss, output, context
     return [forward, recorder.cut("backward")]
 
 
-def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape) -> Timeline:
+def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape, *, whole: bool) -> Timeline:
     recorder = _Recorder(tape)
     model = build_model(workload, tape, config)
+    tape.period = 0 if whole else model.period(model.config)
     assert isinstance(model, Decoder)
     tape.autocast = AUTOCAST.get(workload.precision)
     limit = workload.prefill_len + workload.decode_len
@@ -297,6 +351,7 @@ def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape) -
             cache.end_step()
             timeline.order.append(recorder.cut(f"decode {index}"))
     tape.events = list(tape.events)
+    _put_in_layers(timeline, timeline.order)
     del logits
     return timeline
 

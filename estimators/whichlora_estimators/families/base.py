@@ -77,6 +77,7 @@ class Cache:
         for layer in list(self.layers):
             keys, values = self.layers.pop(layer)
             window = self.windows.get(layer)
+            keys.tape.cut(f"layer {layer}")
             with keys.tape.tagged("KV cache"):
                 if window is None:
                     self.layers[layer] = _resized(keys, self.length), _resized(values, self.length)
@@ -422,8 +423,7 @@ class Decoder(Model):
         tape = ids.tape
         kept: list[Tensor] = []
         x, shared = self.enter(ids, context, kept)
-        for index, block in enumerate(self.blocks):
-            tape.mark(f"layer {index}")
+        for block in tape.layers(self.blocks):
             run = partial(block, x, shared, context)
             outputs = tape.checkpoint(run) if context.checkpointing else run()
             x = outputs[0] if isinstance(outputs, tuple) else outputs  # `outputs` lives until the next ones, as really

@@ -245,8 +245,7 @@ class Encoder(Model):
         tape = ids.tape
         embedded = x = self.summed(ids, context)
         mask = self._mask(x, ids, context)
-        for index, block in enumerate(self.blocks):
-            tape.mark(f"layer {index}")
+        for block in tape.layers(self.blocks):
             run = partial(block, x, mask, context)
             x = tape.checkpoint(run) if context.checkpointing else run()
             del run

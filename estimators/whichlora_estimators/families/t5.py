@@ -316,8 +316,7 @@ class Stack:
         x = ops.dropout(inputs, self.dropout)
         bias: Tensor | None = None
         cross_bias: Tensor | None = None
-        for index, block in enumerate(self.blocks):
-            tape.mark(f"{self.name} layer {index}")
+        for block in tape.layers(self.blocks, self.name):
             run = partial(block, x, states, shared, bias, cross_bias, context)
             x, bias, cross_bias = tape.checkpoint(run) if context.checkpointing else run()
             del run
