@@ -91,6 +91,15 @@ def is_target(name: str, targets: str | Iterable[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
+def tells_layers_apart(workload: Workload) -> bool:
+    """Say whether adapters may differ from layer to layer: by a pattern, or by names that tell more than the last part."""
+    targets = workload.targets
+    if isinstance(targets, str) and targets != "all-linear":
+        return True
+    names = (*(targets if isinstance(targets, tuple) else ()), *workload.rank_pattern, *workload.modules_to_save)
+    return any("." in name for name in names)
+
+
 def rank_of(layer: Linear | Embedding, workload: Workload) -> int:
     """Return a layer's rank: that of the first pattern that matches the end of its name, else that of all layers."""
     patterns: Mapping[str, int] = workload.rank_pattern
