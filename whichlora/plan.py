@@ -14,6 +14,7 @@ from typing import Any
 
 from whichlora_calibration import Interval, Prediction, TimeSpan, Verdict
 from whichlora_estimators.errors import BadValue, WhichloraError
+from whichlora_estimators.files import write_whole
 from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.optimizers import find_optimizer
@@ -302,11 +303,12 @@ def plan_from_json(fields: Any) -> Plan:
 
 
 def _read_workload(models: Mapping[str, Any], value: Any, where: str) -> Workload:
-    """Read a workload with the config of its model, which the plan holds once for all."""
+    """Read a workload with the config of its model, which the plan holds once; fields newer than the plan have defaults."""
     model = value.get("model") if isinstance(value, dict) else None
     if not isinstance(model, str) or model not in models:
         raise BadValue(f"{where}.model is not among the models of the plan", value=model, todo=_REMAKE)
-    workload = from_json(Workload, {**value, "config": models[model]}, where)
+    defaults = _without_config(Workload(model=model, config={}))
+    workload = from_json(Workload, {**defaults, **value, "config": models[model]}, where)
     find_method(workload.method)
     find_quantization(workload.quantization)
     find_optimizer(workload.optimizer)
@@ -321,8 +323,8 @@ def write_outputs(
 ) -> list[Path]:
     """Write report.html and plan.json to a folder, new or not, and return their paths.
 
-    All is made in a temporary folder first; then a new folder appears whole, and in an old one each file is replaced
-    atomically. Raises BadValue for a place that cannot be written; nothing half-written stays.
+    A new folder appears whole, and in an old one each file is replaced once all are written. Raises BadValue for a place
+    that cannot be written; nothing half-written stays.
     """
     from .report import report_html
 
@@ -339,19 +341,15 @@ def write_outputs(
 
 
 def _publish(texts: Mapping[str, str], folder: Path) -> None:
-    """Write into a temporary folder on the same file system: within an old folder, beside a new one."""
-    new = not folder.exists()
-    above = folder.parent if new else folder
-    above.mkdir(parents=True, exist_ok=True)
-    temporary = above / f".whichlora-{secrets.token_hex(8)}"
+    """Replace files in an old folder; make a new one beside its place, so that it appears whole."""
+    if folder.exists():
+        write_whole({folder / name: text for name, text in texts.items()})
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".whichlora-{secrets.token_hex(8)}"
     temporary.mkdir()
     try:
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8", newline="\n")
-        if new:
-            temporary.rename(folder)
-            return
-        for name in texts:
-            (temporary / name).replace(folder / name)
+        write_whole({temporary / name: text for name, text in texts.items()})
+        temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -14,6 +14,7 @@ from whichlora_calibration.correction import KNOWN_CARD, NEW_CARD
 from whichlora_calibration.fit import candidates, held_out, weighted_quantile
 from whichlora_calibration.scores import FEWEST_GROUPS, WINS, Held
 from whichlora_estimators.errors import BadValue
+from whichlora_estimators.files import write_whole
 from whichlora_estimators.units import format_bytes, format_seconds
 
 from .report_charts import COLOURS, Figure, bare_layout, titled
@@ -32,9 +33,7 @@ def write_report(found: Calibration, compared: Compared, path: Path) -> None:
     text = page("whichlora: calibration", "\n".join(_parts(found, compared)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole({path: text})
     except OSError as error:
         todo = f"{error.strerror}. Name another file."
         raise BadValue("cannot write the report", value=str(path), todo=todo) from None

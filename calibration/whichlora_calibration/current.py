@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from whichlora_estimators.errors import BadValue
+from whichlora_estimators.files import write_whole
 from whichlora_profiles_db import default_path
 
 from .correction import Correction, correction_to_json, read_correction, shipped_correction
@@ -52,9 +53,7 @@ def save_correction(correction: Correction, path: Path) -> Path:
     kept = path.parent / HISTORY / f"{correction.version}.json"
     for place in (kept, path):
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(place)
+        write_whole({place: text})
     return kept
 
 

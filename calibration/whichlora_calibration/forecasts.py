@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -15,6 +14,7 @@ from typing import Any
 
 import whichlora_estimators
 from whichlora_estimators.estimate import Estimate, estimate
+from whichlora_estimators.files import write_whole
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.stack import Stack, stack_of
 from whichlora_estimators.workload import Workload
@@ -94,9 +94,7 @@ class Forecasts:
         if self._file is None or not self._new:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(self._known), encoding="utf-8")
-        temporary.replace(self._file)
+        write_whole({self._file: json.dumps(self._known)})
         self._new = 0
 
 

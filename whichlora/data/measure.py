@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from whichlora_estimators.files import write_whole
 
 from .formats import Sample
 from .lengths import Lengths, from_lengths
@@ -129,10 +132,6 @@ def _read(path: Path) -> Measured | None:
 def _write(path: Path, found: Measured) -> None:
     train = {field.name: getattr(found.train, field.name) for field in fields(Lengths)}
     content = {"train": train, "validation": found.validation, "test": found.test}
-    temporary = path.with_suffix(f".{os.getpid()}.new")
-    try:
+    with suppress(OSError):  # a full or read-only disk costs time, not the answer
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(path)
-    except OSError:  # a full or read-only disk costs time, not the answer
-        temporary.unlink(missing_ok=True)
+        write_whole({path: json.dumps(content)})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from whichlora_estimators.errors import BadValue, Unsupported, WhichloraError
+from whichlora_estimators.files import write_whole
 from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.workload import Workload, workload_from_json
 from whichlora_profiles_db import workload_to_json
@@ -91,7 +92,7 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
         todo = "Go on with the plan that it was made from, or name another folder with --out."
         raise BadValue("the folder holds another fine-tuning", value=str(folder), todo=todo)
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_whole({file: text})
 
 
 def read_recipe(folder: Path) -> Recipe:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from whichlora_estimators.errors import BadValue
+from whichlora_estimators.files import write_whole
 from whichlora_estimators.gpus import Gpu, context_bytes
 from whichlora_profiles_db import Environment, Store
 
@@ -287,9 +288,7 @@ def _where(recipe: Recipe, on: str) -> tuple[Environment, Gpu | None]:
 
 
 def _write(found: Outcome, folder: Path) -> None:
-    temporary = folder / f".{RESULT}.new"
-    temporary.write_text(json.dumps(to_json(found), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / RESULT)
+    write_whole({folder / RESULT: json.dumps(to_json(found), indent=1) + "\n"})
 
 
 def _done(folder: Path) -> Outcome | None:
