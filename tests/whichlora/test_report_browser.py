@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browsing import quiet_page
 from whichlora import config_from_fields, pick
 from whichlora.advice import advise
 from whichlora.report import report_html
 
-CHROMIUM = shutil.which("chromium")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the page")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-_QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
-_QUIET += ("--disable-background-networking", "--disable-component-update")
 CONFIG: dict[str, Any] = {
     "gpu": "l4",
     "stage1_profile": {
@@ -41,43 +35,26 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
-        yield found
-        found.close()
-
-
 @pytest.mark.parametrize("width", [1200, 390])
 def test_the_report_works_in_a_browser(browser: Any, report: Path, width: int) -> None:
     """At desktop and phone width: a quiet console, no request, all plots drawn, no sideways scroll, hover tells of a dot."""
-    context = browser.new_context(viewport={"width": width, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(90_000)
-    problems: list[str] = []
-    page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "request", lambda one: problems.append(one.url) if not one.url.startswith(("file:", "data:", "blob:")) else None
-    )
-    page.goto(report.as_uri())
-    plots = page.locator(".js-plotly-plot")
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('.js-plotly-plot')].every((p) => p.querySelector('.main-svg'))"
-    )
-    assert plots.count() >= 8
-    drawn = page.evaluate(
-        "() => [...document.querySelectorAll('.js-plotly-plot')].map((p) => p.querySelectorAll('.point, .js-line').length)"
-    )
-    assert min(drawn) > 0
-    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-    scatter = page.locator("#stage2-scatter")
-    scatter.scroll_into_view_if_needed()
-    dot = scatter.locator(".scatterlayer .point").first
-    box = dot.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    scatter.locator(".hovertext").wait_for()
-    assert "batch" in scatter.locator(".hovertext").text_content()
-    context.close()
-    assert problems == []
+    viewport = {"width": width, "height": 800}
+    with quiet_page(browser, lambda url: url.startswith(("file:", "data:", "blob:")), viewport=viewport) as page:
+        page.goto(report.as_uri())
+        plots = page.locator(".js-plotly-plot")
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.js-plotly-plot')].every((p) => p.querySelector('.main-svg'))"
+        )
+        assert plots.count() >= 8
+        drawn = page.evaluate(
+            "() => [...document.querySelectorAll('.js-plotly-plot')].map((p) => p.querySelectorAll('.point, .js-line').length)"
+        )
+        assert min(drawn) > 0
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        scatter = page.locator("#stage2-scatter")
+        scatter.scroll_into_view_if_needed()
+        dot = scatter.locator(".scatterlayer .point").first
+        box = dot.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        scatter.locator(".hovertext").wait_for()
+        assert "batch" in scatter.locator(".hovertext").text_content()

@@ -31,6 +31,10 @@ class Lab:
     metrics: Metrics
 
 
+#: Where a browser keeps the token of whoever signed in. It lets read, never write: no form of elsewhere can use it.
+COOKIE = "whichlora_token"
+
+
 class Unknown(WhichloraError):
     """Nobody that we know: status 401."""
 
@@ -57,9 +61,17 @@ def caller(request: Request) -> Token | None:
     return token
 
 
+def signed_in(request: Request) -> Token | None:
+    """Return the token that a browser was given at its sign-in, None without one that is still valid."""
+    kept = request.cookies.get(COOKIE)
+    return None if kept is None else lab_of(request).keeper.tokens.holder(kept)
+
+
 def check(request: Request, role: Role) -> Token | None:
     """Return the caller's token. Raises Unknown, or Forbidden where the role is not enough."""
     token = caller(request)
+    if token is None and role is Role.READER:
+        token = signed_in(request)
     settings = lab_of(request).settings
     if token is None and (role > Role.READER or settings.read_needs_token):
         raise Unknown("a token is needed", todo="Send it as `Authorization: Bearer …`.")

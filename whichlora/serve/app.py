@@ -18,7 +18,7 @@ from whichlora_profiles_db import StoreBusy, StoreError, UnknownMeasurement
 from whichlora_profiles_db.errors import BadPack
 
 from .. import __version__
-from . import pages, routes, schemas, store_routes
+from . import frame, page_cards, pages, routes, schemas, store_routes
 from .access import Forbidden, Lab, Unknown, check, lab_of, secured
 from .guard import Guard, Metrics
 from .keeper import Full, Keeper
@@ -75,8 +75,8 @@ def make_app(settings: Settings, keeper: Keeper) -> FastAPI:
     for router in (routes.remembered, routes.router, store_routes.reading, store_routes.writing, store_routes.admin):
         app.include_router(router)
     _add_service_routes(app)
-    app.include_router(pages.router)
-    app.include_router(pages.static)
+    for router in (pages.router, page_cards.router, frame.public):
+        app.include_router(router)
     app.add_exception_handler(WhichloraError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -125,29 +125,32 @@ async def _refused(request: Request, error: Exception) -> Response:
     if status == 503 and isinstance(error, StoreError):
         error = StoreError("the store cannot be used now", todo="Try again; tell whoever runs the server.")
     headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_AFTER_S)}}.get(status)
-    return _problem(status, problem(error), headers)
+    return _problem(request, status, problem(error), headers)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = dict(error.errors()[0])
     if first["type"] == "json_invalid":
-        return _said(400, "not JSON", "Send a JSON object, as /openapi.json describes.")
+        return _said(request, 400, "not JSON", "Send a JSON object, as /openapi.json describes.")
     place = ".".join(str(part)[:100] for part in first["loc"])
-    return _said(422, f"{place}: {first['msg']}", "See /openapi.json for what is allowed.")
+    return _said(request, 422, f"{place}: {first['msg']}", "See /openapi.json for what is allowed.")
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _said(error.status_code, str(error.detail), "See /openapi.json for what there is.", error.headers)
+    return _said(request, error.status_code, str(error.detail), "See /openapi.json for what there is.", error.headers)
 
 
-def _said(status: int, what: str, todo: str, headers: Any = None) -> Response:
-    return _problem(status, problem(WhichloraError(what, todo=todo)), headers)
+def _said(request: Request, status: int, what: str, todo: str, headers: Any = None) -> Response:
+    return _problem(request, status, problem(WhichloraError(what, todo=todo)), headers)
 
 
-def _problem(status: int, content: dict[str, Any], headers: Any = None) -> Response:
-    answer = as_json(content)
-    answer.status_code = status
+def _problem(request: Request, status: int, content: dict[str, Any], headers: Any = None) -> Response:
+    if frame.is_page(request):
+        answer = frame.problem_page(request, status, content)
+    else:
+        answer = as_json(content)
+        answer.status_code = status
     answer.headers.update(headers or {})
     return answer

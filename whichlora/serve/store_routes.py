@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -85,7 +86,7 @@ async def submit(asked: schemas.Submit, token: Contributor, request: Request) ->
     """Add measurements: all of them or none. When this is answered, they are on disk."""
     lab = _writable(request)
     given = await asyncio.to_thread(_measurements, asked.measurements)
-    return _accepted(lab, await asyncio.wrap_future(lab.keeper.submit_measurements(given, token)))
+    return await _taken(lab, lab.keeper.submit_measurements(given, token), "GET /v1/measurements shows the form.")
 
 
 @reading.get("/v1/packs", response_model=schemas.Packs, openapi_extra=READS, tags=["packs"])
@@ -133,12 +134,7 @@ async def put_pack(
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    try:
-        return _accepted(lab, await asyncio.wrap_future(running))
-    except BadPack as error:  # which says where on this machine the rows lie: that is for whoever runs the server
-        lab.metrics.refused.inc()
-        todo = "Nothing was taken. `whichlora profiles check` tells what is wrong with it."
-        raise BadPack(error.what, value=sha256, todo=todo) from None
+    return await _taken(lab, running, "`whichlora profiles check` tells what is wrong with it.")
 
 
 async def _received(request: Request, path: FilePath, sha256: str) -> None:
@@ -153,6 +149,15 @@ async def _received(request: Request, path: FilePath, sha256: str) -> None:
         raise BadPack("a pack that was cut off on its way", value=sha256, todo="Send it again.") from None
     if digest.hexdigest() != sha256:
         raise BadPack("a pack that does not hash to its name", value=sha256, todo="Send it again.")
+
+
+async def _taken(lab: Lab, running: Future[Imported], todo: str) -> Response:
+    """Answer once what was submitted is on disk; a refusal does not say where on this machine the rows lie."""
+    try:
+        return _accepted(lab, await asyncio.wrap_future(running))
+    except BadPack as error:
+        lab.metrics.refused.inc()
+        raise BadPack(error.what, todo=f"Nothing was taken. {todo}") from None
 
 
 def _accepted(lab: Lab, done: Imported) -> Response:

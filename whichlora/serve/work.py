@@ -181,7 +181,7 @@ def _guarded(work: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> d
         shown = None if error.value is None else repr(error.value)[:300]
         return {"error": {"what": error.what, "value": shown, "todo": error.todo}}
     except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, AttributeError, IndexError) as error:
-        if fields.get("config") is None:
+        if fields.get("config") is None and work is not forecast:
             raise
         what = f"a config that no model has ({type(error).__name__})"
         return {"error": {"what": what, "value": None, "todo": "Send the config.json of the model as it is."}}
@@ -200,10 +200,27 @@ def estimate(fields: dict[str, Any]) -> dict[str, Any]:
     gpu, stack, config = find_gpu(setup.pop("gpu")), parse_stack(setup.pop("stack")), setup.pop("config")
     model = setup.pop("model")
     shape = bundled_model(model) if config is None else shape_from_config(_bounded(config), name=model)
-    for name in ("targets", "modules_to_save"):
+    for name in ("targets", "modules_to_save", "exclude_modules", "layers_to_transform"):
         if isinstance(setup.get(name), list):
             setup[name] = tuple(setup[name])
     return answer(predict(make_workload(shape, **setup), gpu, stack=stack))
+
+
+def forecast(fields: dict[str, Any]) -> dict[str, float]:
+    """Predict what ran on a card under its versions: bytes and seconds by what they are of."""
+    from whichlora_calibration import predict
+    from whichlora_estimators.gpus import find_gpu
+    from whichlora_estimators.stack import stack_of
+    from whichlora_profiles_db.workload_form import workload_from_stored
+
+    workload = workload_from_stored(fields["workload"])
+    _bounded(dict(workload.config))
+    if workload.targets != "all-linear" and isinstance(workload.targets, str):
+        raise BadValue("an expression as targets", value=workload.targets, todo="Expressions of others are not run.")
+    found = predict(workload, find_gpu(fields["gpu"]), stack=stack_of(fields["versions"]))
+    counters = {"allocated": found.allocated, "reserved": found.reserved, "process": found.process}
+    times = {name: span.expected_s for name, span in found.times.items()}
+    return {name: float(interval.expected_bytes) for name, interval in counters.items()} | times
 
 
 def explore(fields: dict[str, Any]) -> list[dict[str, Any]]:
