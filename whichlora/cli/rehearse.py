@@ -14,7 +14,6 @@ from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.models import load_model
 from whichlora_estimators.units import format_bytes
 from whichlora_estimators.workload import Workload, workload_from_json
-from whichlora_profiles_db import open_store
 
 from ..api import SCHEMA, make_workload
 from ..rehearse import CHECKPOINT, CONFIG, UNLIMITED, OtherStack, Rehearsal, answer, find_card, make_stack
@@ -28,6 +27,7 @@ from .cluster import cluster_options, echo_sweeps, sweeps
 from .estimate import estimate, read_lines, setup_text, setups
 from .rehearse_script import rehearse_command
 from .rehearse_time import echo_times
+from .results import results_store, unanswered
 from .setup_options import SETUP_NAMES
 from .tables import table
 
@@ -198,8 +198,7 @@ def _rehearsals(
     settings = {name: options[name] for name in ("jobs", "timeout_s", "alloc_conf", "routing", "load")}
     settings["stack"] = stack
     settings["explain"] = options["explain"] or options["html"] is not None
-    store = open_store(options["db"]) if options["stored"] else None
-    return rehearse_workloads(asked, card, store=store, on_done=tell, **settings)
+    return rehearse_workloads(asked, card, store=results_store(options), on_done=tell, **settings)
 
 
 def workload_name(workload: Workload) -> str:
@@ -263,15 +262,15 @@ def _title(rehearsal: Rehearsal) -> str:
 def parsed(path: Path, check: Callable[[Workload], None] = check) -> list[Workload | dict[str, Any]]:
     """Return each line's workload or, where there is none that runs, its answer."""
 
-    def parse(fields: dict[str, Any]) -> Workload | dict[str, Any]:
+    def parse(number: int, fields: dict[str, Any]) -> Workload | dict[str, Any]:
         try:
             workload = workload_from_json(fields)
             check(workload)
         except WhichloraError as error:
-            return {"id": fields.get("id", ""), "error": str(error)}
+            return {"id": fields.get("id") or f"workload {number}", "error": str(error)}
         return workload
 
-    return [parse(fields) for fields in read_lines(path)]
+    return [parse(number, fields) for number, fields in enumerate(read_lines(path), 1)]
 
 
 def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...], options: dict[str, Any]) -> None:
@@ -310,7 +309,7 @@ def _on_cluster(asked: list[Workload], gpus: tuple[str, ...], options: dict[str,
 
 
 def _line(shown: Any) -> str:
-    if "error" in shown:
-        return f"{shown['id']}: {'out of memory' if shown.get('oom') else 'no answer'}: {shown['error']}"
+    if lacking := unanswered(shown):
+        return lacking
     allocated, reserved = (format_bytes(shown[f"{counter}_peak_bytes"]) for counter in ("allocated", "reserved"))
     return f"{shown['id']}: {shown['model']}: {allocated} allocated, {reserved} reserved"

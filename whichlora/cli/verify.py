@@ -14,7 +14,6 @@ import click
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_estimators.workload import Workload
-from whichlora_profiles_db import open_store
 
 from ..api import SCHEMA
 from ..plan import read_plan
@@ -36,7 +35,8 @@ from ..verify import verify as verify_workloads
 from ..verify.verifications import check_on
 from .cluster import cluster_options, echo_sweeps, sweeps
 from .estimate import estimate, setup_text
-from .rehearse import SHARED, combinations, parsed, workload_name
+from .rehearse import SHARED, check_forms, combinations, parsed, workload_name
+from .results import results_store, unanswered
 from .tables import table
 
 _PLAN = "plan.json"
@@ -67,6 +67,7 @@ def verify(models: tuple[str, ...], workloads: Path | None, **options: Any) -> N
     A PLAN.json, or its folder, is what `whichlora pick` writes: its survivors are run, the best first, until one keeps
     the limits. The exit status is then 1 if none does.
     """
+    check_forms(models, workloads, options)
     if len(models) == 1 and workloads is None and _is_plan(models[0]):
         _verify_plan(Path(models[0]), options)
     elif workloads is not None:
@@ -131,7 +132,7 @@ def _verifications(asked: list[Workload], gpu: str | None, options: dict[str, An
 
 def _options(options: dict[str, Any], total: int) -> Options:
     return Options(
-        store=open_store(options["db"]) if options["stored"] else None,
+        store=results_store(options),
         on_done=_teller(total),
         **{name: options[name] for name in ("steps", "warmup", "timeout_s", "again")},
     )
@@ -206,8 +207,8 @@ def _beside(verification: Verification, name: str, value: Any, shown: Callable[[
 
 
 def _line(shown: dict[str, Any]) -> str:
-    if "error" in shown:
-        return f"{shown['id']}: {'out of memory' if shown.get('oom') else 'no answer'}: {shown['error']}"
+    if lacking := unanswered(shown):
+        return lacking
     sizes = [("allocated", "allocated_peak_bytes"), ("reserved", "reserved_peak_bytes"), ("process", "process_bytes")]
     parts = [f"{format_bytes(shown[key])} {label}" for label, key in sizes if shown[key] is not None]
     parts += [f"{label} {format_seconds(shown[key])}" for key, label in _LABELS.items() if key in shown]

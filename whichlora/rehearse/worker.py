@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.workload import Workload, workload_from_json
 
 from .parent import end_with_parent
@@ -87,7 +88,7 @@ def _rehearse(
     except torch.cuda.OutOfMemoryError as problem:  # PyTorch's own since 2.5, by this name before
         outcome, error = "oom", str(problem)
     except Exception as problem:  # whatever a library raises is an answer
-        outcome, error = "failed", _describe(problem)
+        outcome, error = "failed", describe(problem)
     return {
         "outcome": outcome,
         "error": error[:_LONGEST_ERROR],
@@ -98,12 +99,14 @@ def _rehearse(
     }
 
 
-def _describe(problem: Exception) -> str:
-    """Return the kind of an error, its text, where it was raised, and which call the null device lacks if it does."""
+def describe(problem: Exception) -> str:
+    """Return an error of ours as it is; of others kind, text, where it was raised, and which call the null device lacks."""
     from whichlora.nulldevice import control
 
+    if isinstance(problem, WhichloraError):
+        return str(problem)
     frame = traceback.extract_tb(problem.__traceback__)[-1]
-    missing = control.last_missing()
+    missing = control.last_missing() if control.is_null_device() else ""
     lacks = f"; the null device has no {missing}" if missing else ""
     return f"{type(problem).__name__}: {problem} ({frame.filename}:{frame.lineno} in {frame.name}{lacks})"
 

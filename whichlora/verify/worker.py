@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TextIO
 from whichlora.rehearse.parent import end_with_parent
 from whichlora.rehearse.pool import ended_by
 from whichlora.rehearse.step import Recorder, run
-from whichlora.rehearse.worker import clean_up, say, spare_old_objects, take_stdout, warm_up
+from whichlora.rehearse.worker import clean_up, describe, say, spare_old_objects, take_stdout, warm_up
 from whichlora_estimators.workload import workload_from_json
 
 from .card import environment_here
@@ -121,7 +121,7 @@ def _measure(
         run(workload_from_json(workload), recorder, make_clock(warmup=warmup, steps=steps))
     except Exception as problem:  # whatever a library raises is an answer
         outcome = "oom" if _ran_out(problem) else "failed"
-        error = str(problem) if outcome == "oom" else _describe(problem)
+        error = str(problem) if outcome == "oom" else describe(problem)
     return {
         "outcome": outcome,
         "error": error[:_LONGEST_ERROR],
@@ -138,11 +138,6 @@ def _ran_out(problem: Exception) -> bool:
     if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(problem, RuntimeError) and any(words in str(problem) for words in _OUT_OF_MEMORY)
-
-
-def _describe(problem: Exception) -> str:
-    frame = traceback.extract_tb(problem.__traceback__)[-1]
-    return f"{type(problem).__name__}: {problem} ({frame.filename}:{frame.lineno} in {frame.name})"
 
 
 if __name__ == "__main__":
