@@ -36,6 +36,22 @@ _FLAGS = (
     "output_kept",
 )
 _IGNORED = ("truth",)
+#: Settings of PEFT's configurations that are no fields here, and what to do about them.
+_OF_PEFT = {
+    "r": "Give it as rank.",
+    "target_modules": "Give them as targets.",
+    "lora_alpha": "Leave it out: it scales numbers and changes neither memory nor time.",
+    "alpha_pattern": "Leave it out: it scales numbers and changes neither memory nor time.",
+    "lora_dropout": "Give it as dropout.",
+    "use_rslora": 'Give method "rslora"; beside DoRA leave it out: it changes neither memory nor time.',
+    "use_dora": 'Give method "dora".',
+    "layers_pattern": "Give targets as one regular expression for whole names.",
+    "trainable_token_indices": "Give their number as trainable_tokens.",
+    "target_parameters": "Of experts name the layers that they were as targets (gate_proj, w1 …), or rehearse a script.",
+    "lora_bias": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
+    "layer_replication": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
+    "ensure_weight_tying": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +61,17 @@ class Workload:
     `seq_len` tokens a sample when training; `prefill_len` prompt tokens and `decode_len` new ones when generating.
     `padded` says that some of the batch is padding, so that a mask is passed. `targets` are the ends of layers' names, or
     one regular expression for whole names; `rank_pattern` gives layers whose names it matches a rank of their own.
+    `exclude_modules` are ends of names that are no targets all the same, `layers_to_transform` the numbers of the only
+    layers that have any (empty: all), and `trainable_tokens` counts the tokens whose embeddings train.
     `modules_to_save` are modules that train whole beside the adapters, `bias` says which biases train; `accumulation`
     counts the forward and backward passes before the optimizer steps, and `clip_grad_norm` is the largest norm of
     gradients (None: they are not clipped). `output_kept` says that the model's output, logits above all, lives until
-    backward is over, as in a plain loop; HF Trainer keeps the loss alone. Raises BadValue or UnknownName.
+    backward is over, as in a plain loop; HF Trainer keeps the loss alone.
+
+    `model` and `id` are names only. A field that has no meaning where it stands changes nothing: those of the other phase,
+    those of adapters in full fine-tuning, `rank` and `dropout` of methods without, `double_quantization` without 4 bits,
+    `kbit_preparation` without a quantization, `reentrant` without checkpointing, `target_len` without a decoder of its own.
+    Raises BadValue or UnknownName.
     """
 
     model: str
@@ -60,6 +83,9 @@ class Workload:
     rank: int = 16
     targets: str | tuple[str, ...] | None = "all-linear"
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    exclude_modules: tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] = ()
+    trainable_tokens: int = 0
     modules_to_save: tuple[str, ...] = ()
     bias: str = "none"
     dropout: float = 0.0
@@ -97,6 +123,10 @@ class Workload:
         _check_dropout(self.dropout)
         _check_targets(self.targets)
         _check_names("modules_to_save", self.modules_to_save)
+        _check_names("exclude_modules", self.exclude_modules)
+        _check_layers(self.layers_to_transform)
+        if self.trainable_tokens:
+            _check_count("trainable_tokens", self.trainable_tokens)
         _check_rank_pattern(self.rank_pattern)
         _check_norm(self.clip_grad_norm)
 
@@ -113,6 +143,8 @@ def workload_from_json(fields: Mapping[str, Any]) -> Workload:
     known = {f.name for f in dataclasses.fields(Workload)}
     given = {key: value for key, value in fields.items() if key not in _IGNORED}
     for key in given:
+        if key not in known and key in _OF_PEFT:
+            raise BadValue("a setting of PEFT that is no field of a workload", value=key, todo=_OF_PEFT[key])
         if key not in known:
             raise UnknownName("workload field", key, known, todo=f"Fields: {', '.join(sorted(known))}.")
     for key in ("model", "config"):
@@ -120,7 +152,7 @@ def workload_from_json(fields: Mapping[str, Any]) -> Workload:
             raise BadValue(f"workload without {key!r}", value=fields.get("id"), todo=f"Add {key!r} to the line.")
     if not isinstance(given["config"], Mapping):
         raise BadValue("config must be an object", value=given["config"], todo="Give the fields of config.json.")
-    for key in ("quantization", "modules_to_save", "rank_pattern"):
+    for key in ("quantization", "modules_to_save", "rank_pattern", "exclude_modules", "layers_to_transform"):
         if key in given and given[key] is None:
             del given[key]
     given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
@@ -157,6 +189,12 @@ def _check_targets(targets: object) -> None:
 def _check_names(name: str, names: object) -> None:
     if not isinstance(names, tuple) or not all(isinstance(each, str) for each in names):
         raise BadValue(f"{name} must be names of modules", value=names, todo='Give a list, such as ["lm_head"].')
+
+
+def _check_layers(numbers: object) -> None:
+    if not isinstance(numbers, tuple) or not all(type(each) is int and each >= 0 for each in numbers):
+        todo = "Give a list of whole numbers from 0 on, such as [0, 1]."
+        raise BadValue("layers_to_transform must be numbers of layers", value=numbers, todo=todo)
 
 
 def _check_rank_pattern(pattern: object) -> None:

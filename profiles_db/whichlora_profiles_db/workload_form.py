@@ -40,6 +40,9 @@ FIRST_FIELDS = (
 # old and new measurements of one workload keep one hash; a default that changes afterwards changes nothing here.
 LATER_FIELDS: dict[str, object] = {
     "rank_pattern": {},
+    "exclude_modules": (),
+    "layers_to_transform": (),
+    "trainable_tokens": 0,
     "modules_to_save": (),
     "bias": "none",
     "reentrant": False,

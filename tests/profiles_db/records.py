@@ -30,6 +30,9 @@ WORKLOAD = Workload(
     rank=8,
     targets=("q_proj", "v_proj"),
     rank_pattern={"v_proj": 4},
+    exclude_modules=("k_proj",),
+    layers_to_transform=(0, 2),
+    trainable_tokens=3,
     modules_to_save=("lm_head",),
     bias="lora_only",
     dropout=0.05,
@@ -82,6 +85,7 @@ FULL = Measurement(
     allocated_peak_bytes=4_000,
     reserved_peak_bytes=5_000,
     process_bytes=6_000,
+    managed_peak_bytes=7_000,
     phase_peaks={"load": PhasePeak(allocated_peak_bytes=1_500), "backward": PhasePeak(reserved_peak_bytes=4_500)},
     step=TimeStats(samples_s=(0.25, 0.125, 1 / 3)),
     prefill=TimeStats(mean_s=0.5),
@@ -162,6 +166,7 @@ def measurements(draw: st.DrawFn) -> Measurement:
         weights_bytes=draw(_bytes),
         model_bytes=draw(_bytes),
         process_bytes=draw(_bytes),
+        managed_peak_bytes=draw(st.none() | st.integers(0, 2**40)),
         phase_peaks=draw(
             st.dictionaries(st.text(min_size=1), _peaks.map(lambda peaks: PhasePeak(**peaks)), max_size=2)
         ),

@@ -21,6 +21,11 @@ _OPTIONS = (
     click.option(
         "--modules-to-save", default="", help="Modules that train whole, commas between: lm_head,embed_tokens."
     ),
+    click.option("--exclude-modules", default="", help="Modules that are no targets all the same: lm_head,o_proj."),
+    click.option("--layers", default="", metavar="N,N…", help="Numbers of the only layers that are adapted: 0,1,2."),
+    click.option(
+        "--trainable-tokens", type=int, default=0, show_default=True, help="New tokens whose embeddings train."
+    ),
     click.option("--bias", type=click.Choice(BIASES), default="none", show_default=True, help="Biases that train."),
     click.option("--reentrant", is_flag=True, help="Checkpointing as before PyTorch's newer way (use_reentrant=True)."),
     click.option(
@@ -43,7 +48,7 @@ _OPTIONS = (
 
 #: The names of what these options give.
 SETUP_NAMES = {"task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant", "kbit_preparation"}
-SETUP_NAMES |= {"accumulation", "clip_grad_norm", "trainer", "static_cache"}
+SETUP_NAMES |= {"exclude_modules", "layers", "trainable_tokens", "accumulation", "clip_grad_norm", "trainer", "static_cache"}
 
 
 def setup_options(command: F) -> F:
@@ -60,6 +65,9 @@ def training_fields(options: dict[str, Any]) -> dict[str, Any]:
     fields |= {name: options[name] for name in names}
     fields["output_kept"] = not options["trainer"]
     fields["modules_to_save"] = _names(options["modules_to_save"])
+    fields["exclude_modules"] = _names(options["exclude_modules"])
+    fields["layers_to_transform"] = _numbers(options["layers"])
+    fields["trainable_tokens"] = options["trainable_tokens"]
     fields["rank_pattern"] = dict(_ranked(text) for text in options["rank_pattern"])
     if options["target_pattern"]:
         fields["targets"] = options["target_pattern"]
@@ -73,6 +81,13 @@ def generation_fields(options: dict[str, Any]) -> dict[str, Any]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _names(text))
+    except ValueError:
+        raise BadValue("--layers needs numbers of layers", value=text, todo="Example: --layers 0,1,2.") from None
 
 
 def _ranked(text: str) -> tuple[str, int]:

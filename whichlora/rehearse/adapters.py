@@ -40,12 +40,20 @@ def _lora(peft: Any, workload: Workload, **more: Any) -> Any:
         lora_dropout=workload.dropout,
         target_modules=_targets(workload),
         rank_pattern=dict(workload.rank_pattern),
-        exclude_modules=list(workload.exclude_modules) or None,
-        layers_to_transform=list(workload.layers_to_transform) or None,
-        trainable_token_indices=list(range(workload.trainable_tokens)) or None,
         bias=workload.bias,
+        **_parts(workload),
         **more,
     )
+
+
+def _parts(workload: Workload) -> dict[str, Any]:
+    """Return what of the model is adapted beside the targets' names, where anything is said of it."""
+    settings = {
+        "exclude_modules": list(workload.exclude_modules),
+        "layers_to_transform": list(workload.layers_to_transform),
+        "trainable_token_indices": list(range(workload.trainable_tokens)),
+    }
+    return {name: value for name, value in settings.items() if value}
 
 
 def _adalora(peft: Any, workload: Workload) -> Any:
@@ -57,13 +65,14 @@ def _adalora(peft: Any, workload: Workload) -> Any:
         target_modules=_targets(workload),
         bias=workload.bias,
         total_step=100,
+        **_parts(workload),
     )
 
 
 def _vera(peft: Any, workload: Workload) -> Any:
     bias = workload.bias.replace("lora", "vera")
     settings = {"target_modules": _targets(workload), "vera_dropout": workload.dropout, "bias": bias}
-    settings["layers_to_transform"] = list(workload.layers_to_transform) or None
+    settings |= _parts(workload)
     return peft.VeraConfig(r=workload.rank, **settings)
 
 
@@ -78,7 +87,9 @@ METHODS: dict[str, Config | None] = {
     "rslora": lambda peft, w: _lora(peft, w, use_rslora=True),
     "dora": lambda peft, w: _lora(peft, w, use_dora=True),
     "adalora": _adalora,
-    "ia3": lambda peft, w: peft.IA3Config(target_modules=None if w.targets == "all-linear" else _targets(w)),
+    "ia3": lambda peft, w: peft.IA3Config(
+        target_modules=None if w.targets == "all-linear" else _targets(w), **_parts(w)
+    ),
     "loha": lambda peft, w: peft.LoHaConfig(r=w.rank, target_modules=_targets(w)),
     "lokr": lambda peft, w: peft.LoKrConfig(r=w.rank, target_modules=_targets(w)),
     "vera": _vera,

@@ -114,6 +114,8 @@ class AdaLora(Method):
     name = "adalora"
     summary = "LoRA as singular values that training may drop (Zhang et al. 2023); ranks taken to stay"
 
+    has_exclusions = has_layers = has_tokens = True
+
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter, and the loss its penalty."""
         with upcast(model.build):

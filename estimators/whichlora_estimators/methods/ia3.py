@@ -85,6 +85,7 @@ class Ia3(Method):
     summary = "learned scales of keys, values and MLP (Liu et al. 2022), at PEFT's default layers"
     has_rank = False
     has_bias = False
+    has_exclusions = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each of PEFT's default targets a vector."""

@@ -151,7 +151,7 @@ class Lora(Method):
 
     name = "lora"
     summary = "low-rank adapters beside frozen linear layers (Hu et al. 2021)"
-    has_rank_pattern = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter."""
@@ -172,7 +172,7 @@ class LoraFa(Method):
 
     name = "lora-fa"
     summary = "LoRA with every A frozen (Zhang et al. 2023)"
-    has_rank_pattern = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter whose A takes no gradient, so that the layer's input is not kept for it."""
@@ -185,7 +185,7 @@ class Dora(Method):
 
     name = "dora"
     summary = "LoRA with a trained magnitude per output (Liu et al. 2024)"
-    has_rank_pattern = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target a DoRA adapter."""

@@ -17,31 +17,34 @@ from ..layers import Build, Folding, Linear, Stack
 from ..tape import Tensor
 from ..workload import Workload
 from .base import trained
-from .targets import adapted_linears, is_target
+from .targets import adapted_linears, is_adapted
 
 
 def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[tuple[Stack, int]]]:
     """Return what LoRA adapts: linear layers, and stacks with their ranks. Raises BadValue or Unsupported.
 
     Names that the experts' layers had before they were stacked stand for the stacks; two of them joined have twice the rank.
+    Which modules are excluded and which layers are meant is nothing to PEFT then: all stacks of a name are adapted.
     """
     names = model.stack_names
     if not names or not model.build.stacks or workload.targets is None:  # before 5.0 they are layers of their own
         return adapted_linears(model, workload, embeds=True), []
     targets = workload.targets
     if targets == "all-linear":
-        linears = [layer for layer in model.build.linears if layer.name.rpartition(".")[2] not in names]
+        meant = [layer for layer in model.build.linears if is_adapted(layer.name, targets, workload)]
+        linears = [layer for layer in meant if layer.name.rpartition(".")[2] not in names]
         return linears, list(_stacks(model, set(names), workload))
     if isinstance(targets, str):
-        targets = _last_names(model, targets)
+        targets = _last_names(model, targets, workload)
         if not targets:
             return adapted_linears(model, workload, embeds=True), []  # which tells what there is
-    rest = tuple(name for name in targets if name not in names)
+    rest = tuple(name for name in targets if name.rpartition(".")[2] not in names)
+    wanted = {name.rpartition(".")[2] for name in targets} & set(names)
     linears = adapted_linears(model, workload.with_(targets=rest), embeds=True) if rest else []
-    return linears, list(_stacks(model, set(targets) & set(names), workload))
+    return linears, list(_stacks(model, wanted, workload))
 
 
-def _last_names(model: Model, pattern: str) -> tuple[str, ...]:
+def _last_names(model: Model, pattern: str, workload: Workload) -> tuple[str, ...]:
     """Return the last names of what a pattern means in a mixture: PEFT takes these instead, so layers are not told apart.
 
     States _resolve_string_target_modules (peft/utils/transformers_weight_conversion.py, 0.21).
@@ -52,7 +55,7 @@ def _last_names(model: Model, pattern: str) -> tuple[str, ...]:
         wholes += [stack.name, stack.name.removesuffix(".weight")]
         container = stack.name.rpartition(".")[0]
         wholes += [f"{container}.{old}" for old, new in model.stack_names.items() if stack.name.endswith(f".{new}")]
-    return tuple(sorted({whole.rpartition(".")[2] for whole in wholes if is_target(whole, pattern)}))
+    return tuple(sorted({whole.rpartition(".")[2] for whole in wholes if is_adapted(whole, pattern, workload)}))
 
 
 def _stacks(model: Model, wanted: set[str], workload: Workload) -> Iterator[tuple[Stack, int]]:

@@ -20,6 +20,7 @@ from .prompts import EmbeddedPrompt
 
 #: What PEFT saves whole of every model that classifies.
 CLASSIFIERS = ("classifier", "score")
+_LAYER_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
 
 def adapted_linears(
@@ -33,10 +34,10 @@ def adapted_linears(
     method has no adapter for.
     """
     targets = _meant(model, workload, default)
-    build, saved = model.build, saved_modules(workload)
+    build = model.build
     layers = build.linears if targets == "all-linear" else [*build.linears, *build.heads]
-    found = [layer for layer in layers if is_target(layer.name, targets) and not _is_part(layer.name, saved)]
-    others = [] if targets == "all-linear" else _other_modules(model, targets, saved, embeds=embeds)
+    found = [layer for layer in layers if is_adapted(layer.name, targets, workload)]
+    others = [] if targets == "all-linear" else _other_modules(model, targets, workload, embeds=embeds)
     if others:
         kinds = "linear layers and embeddings" if embeds else "linear layers"
         raise BadValue(f"{workload.method} adapts {kinds} only", value=others[0], todo="Name others as targets.")
@@ -53,9 +54,23 @@ def adapted_embeddings(model: Model, workload: Workload) -> list[Embedding]:
     targets = _meant(model, workload, None)
     if targets == "all-linear":
         return []
-    saved = saved_modules(workload)
-    tables = model.build.embeddings
-    return [table for table in tables if is_target(table.name, targets) and not _is_part(table.name, saved)]
+    return [table for table in model.build.embeddings if is_adapted(table.name, targets, workload)]
+
+
+def is_adapted(name: str, targets: str | tuple[str, ...], workload: Workload) -> bool:
+    """Say whether a module is meant and neither saved whole nor left out."""
+    excluded = workload.exclude_modules
+    if not is_target(name, targets) or _is_part(name, saved_modules(workload)):
+        return False
+    return not (excluded and is_target(name, excluded)) and _in_layers(name, targets, workload.layers_to_transform)
+
+
+def _in_layers(name: str, targets: str | tuple[str, ...], numbers: tuple[int, ...]) -> bool:
+    """Say whether a module is in one of the numbered layers, if any are numbered, or named in full."""
+    if not numbers or isinstance(targets, str) or name in targets:
+        return True
+    found = _LAYER_NUMBER.match(name)
+    return found is not None and int(found[1]) in numbers
 
 
 def _meant(model: Model, workload: Workload, default: tuple[str, ...] | None) -> str | tuple[str, ...]:
@@ -68,7 +83,7 @@ def _meant(model: Model, workload: Workload, default: tuple[str, ...] | None) ->
     return targets
 
 
-def _other_modules(model: Model, targets: str | tuple[str, ...], saved: tuple[str, ...], *, embeds: bool) -> list[str]:
+def _other_modules(model: Model, targets: str | tuple[str, ...], workload: Workload, *, embeds: bool) -> list[str]:
     """Return modules that are meant and no linear layers: those around layers, norms, embeddings where not adapted."""
     build = model.build
     known = {layer.name for layer in (*build.linears, *build.heads)} | {stack.name for stack in build.stacks}
@@ -79,7 +94,7 @@ def _other_modules(model: Model, targets: str | tuple[str, ...], saved: tuple[st
         for parameter in build.parameters
         for path in itertools.accumulate(parameter.name.split(".")[:-1], lambda path, part: f"{path}.{part}")
     )
-    return [name for name in modules if name not in known and is_target(name, targets) and not _is_part(name, saved)]
+    return [name for name in modules if name not in known and is_adapted(name, targets, workload)]
 
 
 def is_target(name: str, targets: str | Iterable[str]) -> bool:
@@ -96,8 +111,9 @@ def tells_layers_apart(workload: Workload) -> bool:
     targets = workload.targets
     if isinstance(targets, str) and targets != "all-linear":
         return True
-    names = (*(targets if isinstance(targets, tuple) else ()), *workload.rank_pattern, *workload.modules_to_save)
-    return any("." in name for name in names)
+    named = (*workload.rank_pattern, *workload.modules_to_save, *workload.exclude_modules)
+    names = (*(targets if isinstance(targets, tuple) else ()), *named)
+    return bool(workload.layers_to_transform) or any("." in name for name in names)
 
 
 def rank_of(layer: Linear | Embedding, workload: Workload) -> int:
@@ -121,11 +137,17 @@ def check_options(method: Method, workload: Workload) -> None:
     refused = {
         "bias": workload.bias != "none" and not method.has_bias,
         "rank_pattern": bool(workload.rank_pattern) and not method.has_rank_pattern,
+        "exclude_modules": bool(workload.exclude_modules) and not method.has_exclusions,
+        "layers_to_transform": bool(workload.layers_to_transform) and not method.has_layers,
+        "trainable_tokens": bool(workload.trainable_tokens) and not method.has_tokens,
         "modules_to_save": bool(workload.modules_to_save) and method.trains_base,
     }
     if workload.task == "token-cls" and workload.targets == "all-linear" and method.has_bias:
         todo = "Name the layers to adapt: PEFT counts the classifier, which it saves whole, among all linear ones."
         raise Unsupported("all linear layers of a token classification", value=workload.targets, todo=todo)
+    if workload.layers_to_transform and isinstance(workload.targets, str):
+        todo = "Name the targets in a list, or let one regular expression say which layers."
+        raise Unsupported("layers_to_transform beside a pattern of targets", value=workload.targets, todo=todo)
     for name in [name for name, meant in refused.items() if meant]:
         todo = f"Leave {name} out, or choose a method that has it, LoRA say."
         raise Unsupported(f"{name} of {method.name}", value=getattr(workload, name), todo=todo)

@@ -76,6 +76,7 @@ class Vera(Method):
     summary = "trained vectors behind a frozen random pair that all layers share (Kopiczko et al. 2024)"
 
     allows_wide_ranks = True
+    has_layers = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target its vectors."""

@@ -75,6 +75,38 @@ NAMED = {
 }
 
 
+PARTS: tuple[dict[str, Any], ...] = (
+    {"exclude_modules": ("k_proj", "mlp.down_proj")},
+    {"exclude_modules": ("q_proj", "v_proj", "k_proj", "down_proj")},
+    {"targets": ("q_proj", "embed_tokens"), "layers_to_transform": (0, 2)},
+    {"targets": ("q_proj",), "layers_to_transform": (7,)},
+    {"layers_to_transform": (1,)},
+    {"targets": ("q_proj",), "trainable_tokens": 3},
+    {"targets": ("q_proj", "embed_tokens"), "trainable_tokens": 3},
+)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "ia3", "vera", "prompt-tuning"])
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+def test_parts_of_a_model_are_adapted_or_refused_as_by_peft(parts: dict[str, Any], method: str) -> None:
+    """Excluded modules, numbered layers, single tokens: as many parameters train as in PEFT, or both refuse."""
+    from whichlora.rehearse.adapters import adapt
+    from whichlora.rehearse.models import build_model
+
+    setup = {"targets": None, "rank": 5, "seq_len": 8, **parts}
+    workload = Workload(model="qwen3", config=CONFIGS["qwen3"], method=method, **setup)
+    try:
+        lay(workload)
+    except WhichloraError:
+        if method != "prompt-tuning":  # whose configuration is asked for none of it
+            with pytest.raises((TypeError, ValueError)):
+                adapt(build_model(workload, "cpu"), workload)
+        return
+    real = adapt(build_model(workload, "cpu"), workload)
+    assert lay(workload).trainable_params == sum(p.numel() for p in real.parameters() if p.requires_grad)
+
+
 @pytest.mark.stack
 @pytest.mark.parametrize("method", ["lora", "dora", "lora-fa", "adalora", "ia3", "vera"])
 @pytest.mark.parametrize(
