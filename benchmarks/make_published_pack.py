@@ -9,7 +9,6 @@ may judge something, and the process's bytes of the same runs; what is not taken
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.published_rows import AFTER_STEP, PROCESS, PublishedRow, Shapes, Unmapped, map_row, source_name
+from benchmarks.published_table import read_shapes, read_table
 from whichlora_profiles_db import Measurement, TimeStats, read_manifest, workload_id, write_pack
 from whichlora_profiles_db.publications import PATH, RELATIVE, PublishedFacts, notes_of
 
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--shapes", type=Path, help="JSON with configs of models that the registry lacks")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the pack is not current")
     arguments = parser.parse_args()
-    rows, left_out = read_rows(arguments.csv, json.loads(arguments.shapes.read_text()) if arguments.shapes else None)
+    rows, left_out = read_rows(arguments.csv, read_shapes(arguments.shapes))
     found = measurements(rows)
     if arguments.check:
         return _check(found)
@@ -58,8 +58,7 @@ def _check(found: Sequence[Measurement]) -> int:
 
 def read_rows(path: Path, shapes: Shapes | None) -> tuple[list[PublishedRow], list[dict[str, Any]]]:
     """Map the rows of a table that may judge something, and those that complete them; and why others are left out."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(path)
     trusted_runs = {row["run_id"] for row in rows if row["trusted_for"]}
     mapped, reasons = [], Counter[tuple[str, str]]()
     for row in rows:

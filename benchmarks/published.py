@@ -19,7 +19,6 @@ Memory's formula is fitted on no published row, so that for it the first two are
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections import Counter, defaultdict
@@ -30,7 +29,8 @@ from typing import Any
 
 from benchmarks.published_memory import predicted_bytes
 from benchmarks.published_questions import Question, Reasons, of_pack, of_table
-from benchmarks.published_rows import Row, Shapes, Unmapped
+from benchmarks.published_rows import Unmapped
+from benchmarks.published_table import read_shapes, read_table
 from benchmarks.published_times import constants, predicted_seconds
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.workload import Workload
@@ -93,7 +93,7 @@ def main() -> int:
         ask = asking(arguments.csv, arguments.shapes)
         found = compare(ask, arguments.what, arguments.fit)
         more = {"relative": relative(ask), "feasibility": feasibility(ask)} if arguments.what == "memory" else {}
-    except (WhichloraError, OSError, ValueError) as error:
+    except (WhichloraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(answer(found) | more, indent=1) if arguments.json else report(found, rows=arguments.rows))
@@ -105,19 +105,8 @@ def asking(table: Path | None, shapes: Path | None = None) -> Ask:
     if table is None:
         measurements = list(published())
         return lambda kind: (of_pack(measurements, kind), Reasons())
-    rows = read_table(table)
-    given: Shapes | None = json.loads(shapes.read_text(encoding="utf-8")) if shapes else None
+    rows, given = read_table(table), read_shapes(shapes)
     return lambda kind: of_table(rows, kind, given)
-
-
-def read_table(path: Path) -> list[Row]:
-    """Read a table of published rows. Raises ValueError for one of another form."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
-    missing = {"run_id", "cell", "source", "trusted_for", "completeness"} - set(rows[0] if rows else ())
-    if missing:
-        raise ValueError(f"{path} is no table of published rows: it lacks {', '.join(sorted(missing))}")
-    return rows
 
 
 # Comparing -------------------------------------------------------------------------------------------------------------

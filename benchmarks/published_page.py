@@ -132,7 +132,7 @@ def _introduction(known: Rehearsed) -> str:
         "on a card that is not there; *rehearsal as published* has the Transformers and PEFT that the source names. PyTorch and\n"
         f"bitsandbytes are then as before, but {exceptions}.\n"
         "Rehearsals run sdpa in the place of the flash-attn library, whose kernel PyTorch has too: those of Qwen3 under\n"
-        f"Transformers 4.51 with prompts of {MASKED} tokens or more are left out, since sdpa then gets a mask, flash attention none."
+        f"Transformers 4.51 with prompts of {MASKED} tokens or more are left out: sdpa has a mask there, flash attention none."
     )
 
 

@@ -168,7 +168,7 @@ def map_row(row: Row, shapes: Shapes | None = None) -> PublishedRow:
     if row["completeness"] == "C":
         raise Unmapped("class C: its source leaves too much open")
     if row["n_gpus"] != "1":
-        raise Unmapped(f"several GPUs ({row['n_gpus']})")
+        raise Unmapped(f"several GPUs ({row['n_gpus']})" if row["n_gpus"] else "how many GPUs is not said")
     try:
         workload, time, remarks = mapper(row, shapes or {})
         card = "a100-dgx-station" if source == "optimum-benchmark" else re.sub(r" *\(.*\)", "", row["gpu"])
@@ -176,8 +176,10 @@ def map_row(row: Row, shapes: Shapes | None = None) -> PublishedRow:
         environment = _environment(_software(source, row["software"]), gpu)
     except Unmapped:
         raise
-    except (WhichloraError, ValueError, KeyError, IndexError, TypeError) as error:
+    except WhichloraError as error:
         raise Unmapped(str(error)) from error
+    except (ValueError, IndexError) as error:
+        raise Unmapped(f"a number is missing or none ({error})") from error
     relative = row["mem_metric"] == "max_reserved" and source == "peft"
     if (source, row["software"]) in SOFTWARE_OF_THE_DAY:
         remarks = (*remarks, "versions: the newest that the source's package of that day asks for")

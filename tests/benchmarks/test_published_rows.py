@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.published import Compared, answer, compare, errors, weighted_quantile
+from benchmarks.published import Compared, answer, compare, errors, main, weighted_quantile
 from benchmarks.published_questions import Reasons, of_pack, of_table
 from benchmarks.published_rows import ALLOCATED, Row, Unmapped, map_row
+from benchmarks.published_table import COLUMNS, read_table
+from whichlora_estimators.errors import BadValue
 from whichlora_profiles_db import published
 
 #: One row as fms-acceleration's table of 2025-02-07 gives it (scripts/benchmarks/refs/a100_80gb.csv, commit 24bdadb).
@@ -169,3 +176,64 @@ def test_an_error_is_relative_to_what_was_measured() -> None:
     """Twice the measured bytes are an error of 1."""
     (asked,), _ = of_table([row()], "memory")
     assert Compared(asked=asked, predicted=2 * asked.measured).error == 1
+
+
+def write(path: Path, rows: list[Row], columns: Iterable[str] = COLUMNS) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*columns], extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mem_value_bytes": "abc"}, "mem_value_bytes of fms|"),
+        ({"mem_value_bytes": "nan"}, "nan"),
+        ({"mem_value_bytes": "-5"}, "-5"),
+        ({"time_value": "0"}, "time_value"),
+        ({"time_value": "inf"}, "inf"),
+    ],
+)
+def test_a_figure_that_is_none_is_an_error(changes: dict[str, str], told: str, tmp_path: Path) -> None:
+    """A table with a figure that is no positive number is refused, with the row, the column and the value."""
+    with pytest.raises(BadValue, match=re.escape(told)):
+        read_table(write(tmp_path / "table.csv", [row(), row(**changes)]))
+
+
+def test_a_table_of_another_form_is_an_error(tmp_path: Path) -> None:
+    """Columns that are missing are named; a table without rows, another encoding and no file at all are errors too."""
+    with pytest.raises(BadValue, match="columns too: quant"):
+        read_table(write(tmp_path / "few.csv", [row()], [name for name in COLUMNS if name != "quant"]))
+    with pytest.raises(BadValue, match="without rows"):
+        read_table(write(tmp_path / "none.csv", []))
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(BadValue, match="no table"):
+        read_table(tmp_path / "empty.csv")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01" * 50)
+    with pytest.raises(BadValue, match="UTF-8"):
+        read_table(tmp_path / "binary.csv")
+    with pytest.raises(OSError, match="absent"):
+        read_table(tmp_path / "absent.csv")
+
+
+def test_what_the_command_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """JSON has the figures of the whole and by source, card, method and phase, and lists what is not mapped; errors end in 2."""
+    table = write(tmp_path / "table.csv", [row(), row(quant="gptq-int4", run_id="other")])
+    monkeypatch.setattr("sys.argv", ["published", "--csv", str(table), "--what", "memory", "--json"])
+    assert main() == 0
+    answered = json.loads(capsys.readouterr().out)
+    assert answered["overall"] | {"rows": 2, "mapped": 1, "cells": 1} == answered["overall"]
+    assert answered["overall"]["median_abs_error"] == answered["overall"]["p95_abs_error"] < 0.001
+    (each,) = answered["by"]
+    assert {name: each[name] for name in ("source", "gpu", "method", "phase")} == {
+        "source": "fms-acceleration",
+        "gpu": "a100-sxm-80gb",
+        "method": "lora",
+        "phase": "train",
+    }
+    assert [line["reason"] for line in answered["not_mapped"]] == ["quant 'gptq-int4' has no counterpart"]
+    monkeypatch.setattr("sys.argv", ["published", "--csv", str(tmp_path / "absent.csv"), "--what", "time"])
+    assert main() == 2
+    assert "absent.csv" in capsys.readouterr().err
