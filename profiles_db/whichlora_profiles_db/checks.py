@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from whichlora_estimators.errors import BadValue, UnknownName
 
 _LARGEST = 2**63 - 1
+#: Unicode's categories of what is not seen or moves what is: control, format, surrogate, private, line, paragraph.
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -32,6 +35,16 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def printable(text: str) -> str:
+    """Return a text of others with whatever would move a cursor, or not be seen, written as an escape."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def is_plain(text: str) -> bool:
+    """Say whether a text holds no control characters, no marks of direction and no letters that are not seen."""
+    return text.isprintable() or not any(unicodedata.category(sign) in _UNSEEN for sign in text)
 
 
 def check_count(name: str, value: object, *, least: int = 1) -> None:

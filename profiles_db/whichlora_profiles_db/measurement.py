@@ -32,7 +32,7 @@ EVIDENCES = ("rehearsed", "measured", "published")
 DEVICES = ("null", "cuda", "cpu")
 OUTCOMES = ("ok", "oom", "failed")
 PEAKS = ("allocated_peak_bytes", "reserved_peak_bytes")
-COUNTERS = ("trainable_params", "weights_bytes", "model_bytes", *PEAKS, "process_bytes")
+COUNTERS = ("trainable_params", "weights_bytes", "model_bytes", *PEAKS, "process_bytes", "managed_peak_bytes")
 TIMES = ("step", "prefill", "decode_per_token")
 
 _DEVICES_OF = {"rehearsed": ("null",), "measured": ("cuda", "cpu"), "published": ("cuda", "cpu")}
@@ -58,6 +58,7 @@ class Measurement:
     `evidence` is "rehearsed" (null device: no times), "measured" (cuda, cpu) or "published" (then `source` cites it).
     `outcome` is "ok", "oom" or "failed", the latter two with `error` where a text is known. `weights_bytes` is
     allocated once the weights are there, `model_bytes` with adapters and inputs too; peaks are maxima over the run.
+    `managed_peak_bytes` (paged optimizers; 0 for none) may leave the card and are part of no other counter.
     `decode_per_token` holds seconds a token. Raises BadValue, UnknownName, or Unsupported for a time on null.
     """
 
@@ -74,6 +75,7 @@ class Measurement:
     allocated_peak_bytes: int | None = None
     reserved_peak_bytes: int | None = None
     process_bytes: int | None = None
+    managed_peak_bytes: int | None = None
     phase_peaks: Mapping[str, PhasePeak] = field(default_factory=dict)
     step: TimeStats | None = None
     prefill: TimeStats | None = None
@@ -87,7 +89,8 @@ class Measurement:
         _check_texts(self)
         for name in ("weights_bytes", "model_bytes", "process_bytes"):
             check_count(name, getattr(self, name))
-        check_count("trainable_params", self.trainable_params, least=0)
+        for name in ("trainable_params", "managed_peak_bytes"):
+            check_count(name, getattr(self, name), least=0)
         _check_peaks(self)
         object.__setattr__(self, "phase_peaks", _phase_peaks(self.phase_peaks))
         _check_times(self)

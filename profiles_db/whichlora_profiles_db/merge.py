@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import migrations, session, union
 from .errors import NotAStore, StoreBusy, StoreError
-from .rows import COLUMNS
+from .rows import COLUMNS, LATER, select_list
 from .store import Store
 
 if TYPE_CHECKING:
@@ -59,21 +59,24 @@ def _merge(store: Store, other: Path) -> Merged:
         migrations.schema_number(connection, other)
     outside = session.Outside(databases={_OTHER: other}, memory_bytes=MEMORY_BYTES)
     with session.writing(store.path, wait_s=store.wait_s, outside=outside) as connection:
-        _check_tables(connection, other)
-        if id_ := union.disagreeing(connection, f"{_OTHER}.measurement"):
+        lacking = _check_tables(connection, other)
+        columns = select_list({"seq": "BIGINT", **COLUMNS}, lacking=lacking)
+        rows = f"(SELECT {columns} FROM {_OTHER}.measurement)"
+        if id_ := union.disagreeing(connection, rows):
             todo = (
                 "One of the two was changed by hand. Export the other as a pack and import that: it checks every row."
             )
             raise StoreError("the stores hold different content under one id", value=id_, todo=todo)
-        added = union.add_rows(connection, f"{_OTHER}.measurement", order="seq")
+        added = union.add_rows(connection, rows, order="seq")
         union.add_configs(connection, f"{_OTHER}.config")
         union.add_origins(connection, f"{_OTHER}.origin")
         counted = connection.execute(f"SELECT count(*) FROM {_OTHER}.measurement").fetchone()
     return Merged(added=added, rows=counted[0] if counted else 0)
 
 
-def _check_tables(connection: DuckDBPyConnection, other: Path) -> None:
-    """Raise NotAStore unless the other has our tables, as tables, with our columns."""
+def _check_tables(connection: DuckDBPyConnection, other: Path) -> list[str]:
+    """Raise NotAStore unless the other has our tables, as tables, with our columns; return the later ones it lacks."""
+    lacking: list[str] = []
     tables = {
         name
         for (name,) in connection.execute(
@@ -86,5 +89,10 @@ def _check_tables(connection: DuckDBPyConnection, other: Path) -> None:
             "WHERE database_name = ? AND schema_name = 'main' AND table_name = ?",
             [_OTHER, table],
         ).fetchall()
-        if table not in tables or dict(found) != columns:
+        there = dict(found)
+        if table == "measurement":
+            lacking = [name for name in LATER if name not in there]
+            there |= {name: columns[name] for name in lacking}
+        if table not in tables or there != columns:
             raise NotAStore(other, why=f"its table {table} is not a store's")
+    return lacking

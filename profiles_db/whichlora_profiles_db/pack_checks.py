@@ -13,14 +13,14 @@ from whichlora_estimators.errors import WhichloraError
 
 from . import session
 from .canonical import canonical_json, text_hash
-from .checks import is_unicode
+from .checks import is_unicode, printable
 from .pack_stage import STAGED
 from .packs import names_of
 from .plausible import implausible
 from .rows import COLUMNS, RowReader, RowWriter, WorkloadWriter
 
 BATCH = 2_000
-#: Rejected rows that are kept in full, a pack; all of them are counted.
+#: Rejected rows that are kept in full, of a pack and of a span of its rows; all of them are counted.
 MOST_KEPT = 10_000
 DEEPEST = 64
 _LONGEST_SHOWN = 2_000
@@ -63,7 +63,7 @@ def _rejected(folder: Path, first: int, last: int) -> Iterator[tuple[int, tuple[
             checker.learn(dict(needed))
             for number, *row in rows:
                 if reasons := checker.reasons(tuple(row)):
-                    yield number, tuple(row), reasons
+                    yield number, tuple(row), [printable(reason) for reason in reasons]
 
 
 _IDS = "SELECT config_id FROM staged WHERE row >= ? AND row < ?"
@@ -145,9 +145,19 @@ def _problem(id_: str, text: str) -> str:
             return "a config that is no object"
         if canonical_json(config) != text:
             return "a config that is not in canonical JSON"
+        if digits := _digits(config):
+            return f"a config with a number of {digits} hexadecimal digits"
     except (WhichloraError, ValueError, RecursionError) as error:
         return f"a config that cannot be read ({str(error)[:200]})"
     return ""
+
+
+def _digits(value: object) -> int:
+    """Return the hexadecimal digits of the longest whole number that 64 bits do not hold, 0 where there is none."""
+    if isinstance(value, int):
+        return 0 if abs(value) < 1 << 64 else len(f"{abs(value):x}")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max(map(_digits, inner), default=0)
 
 
 def _shown(row: Sequence[Any]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .errors import BadPack
-from .pack_checks import Rejected
+from .pack_checks import MOST_KEPT, Rejected
 from .pack_stage import MOST_FILE_BYTES, PACK, STAGED
 from .packs import Manifest, file_sha256
 
@@ -45,11 +46,14 @@ class ReadPack:
         return self.folder / STAGED
 
     def lines(self) -> Iterator[str]:
-        """Yield the rejected rows, one JSON object a line, with reasons and content."""
+        """Yield the first rejected rows of the pack, up to MOST_KEPT: one JSON object a line, with reasons and content."""
         files = self.folder.glob("rejected-*.jsonl")
+        left = MOST_KEPT
         for path in sorted(files, key=lambda path: int(path.stem.partition("-")[2])):
             with path.open(encoding="utf-8") as file:
-                yield from file
+                for line in islice(file, left):
+                    yield line
+                    left -= 1
 
     def rejected(self, limit: int) -> list[Rejected]:
         """Return the first rejected rows."""

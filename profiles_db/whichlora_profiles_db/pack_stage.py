@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import session
+from .checks import printable
 from .errors import BadPack
-from .packs import KEY, PACK_COLUMNS, Manifest, counts_by, literal_path, manifest_of
+from .packs import KEY, PACK_COLUMNS, Manifest, counts_by, lacking, literal_path, manifest_of
+from .rows import select_list
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -39,7 +41,6 @@ _TEXTS = tuple(name for name, kind in PACK_COLUMNS.items() if kind == "VARCHAR")
 _LISTS = tuple(name for name, kind in PACK_COLUMNS.items() if kind.endswith("[]"))
 _MAGIC = b"PAR1"
 _ASK = "Ask whoever made it to export it again with whichlora profiles export."
-_STORED = ", ".join(f'"{name}"' for name in PACK_COLUMNS if name != "config")
 
 
 def stage(folder: Path) -> Manifest:
@@ -87,29 +88,31 @@ def _stage(connection: DuckDBPyConnection, pack: Path) -> Manifest:
     path = [literal_path(pack)]
     found = connection.execute("SELECT key, value FROM parquet_kv_metadata(?) LIMIT 100", path).fetchall()
     manifest = manifest_of(found)
-    _check_columns(connection, path)
+    _check_columns(connection, path, manifest)
     _check_sizes(connection, path, manifest)
     _check_lengths(connection, path)
-    _copy(connection, path)
+    _copy(connection, path, manifest)
     _check_rows(connection, manifest)
     return manifest
 
 
-def _check_columns(connection: DuckDBPyConnection, path: list[Any]) -> None:
-    """Refuse any column that a pack does not have, any it lacks, and any of another type or nesting."""
+def _check_columns(connection: DuckDBPyConnection, path: list[Any], manifest: Manifest) -> None:
+    """Refuse any column that a pack of its format does not have, any it lacks, and any of another type or nesting."""
+    later = lacking(manifest.format)
+    expected = {name: kind for name, kind in PACK_COLUMNS.items() if name not in later}
     found = connection.execute("SELECT name, type, num_children FROM parquet_schema(?) LIMIT 1000", path).fetchall()
-    depth = len(PACK_COLUMNS) + 2 * len(_LISTS) + 1
+    depth = len(expected) + 2 * len(_LISTS) + 1
     if len(found) != depth:
         raise BadPack("a pack with other columns than a pack has", value=f"{len(found)} for {depth}", todo=_ASK)
     described = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", path).fetchall()
     columns = {name: kind for name, kind, *_ in described}
-    for name, kind in PACK_COLUMNS.items():
+    for name, kind in expected.items():
         if name not in columns:
             raise BadPack("a pack that lacks a column", value=name, todo=_ASK)
         if columns[name] != kind:
-            what = f"a column that is {columns[name][:60]} where a pack has {kind}"
+            what = f"a column that is {printable(columns[name][:60])} where a pack has {kind}"
             raise BadPack(what, value=name, todo=_ASK)
-    if list(columns) != list(PACK_COLUMNS):
+    if list(columns) != list(expected):
         raise BadPack("a pack whose columns are not in their order", value=list(columns)[:5], todo=_ASK)
 
 
@@ -159,9 +162,12 @@ def _limits(name: str) -> tuple[int, int]:
     return (MOST_LONG_TEXT_BYTES if name in LONG_TEXTS else MOST_TEXT_BYTES), MOST_MEAN_TEXT_BYTES
 
 
-def _copy(connection: DuckDBPyConnection, path: list[Any]) -> None:
+def _copy(connection: DuckDBPyConnection, path: list[Any], manifest: Manifest) -> None:
+    """Copy the pack; what packs of its format lack is unknown."""
+    kept = {name: kind for name, kind in PACK_COLUMNS.items() if name != "config"}
+    columns = select_list(kept, lacking=lacking(manifest.format))
     connection.execute(
-        f"CREATE TABLE staged AS SELECT file_row_number AS row, {_STORED} FROM read_parquet(?, file_row_number = true)",
+        f"CREATE TABLE staged AS SELECT file_row_number AS row, {columns} FROM read_parquet(?, file_row_number = true)",
         path,
     )
     connection.execute("CREATE TABLE config AS SELECT DISTINCT config_id AS id, config FROM read_parquet(?)", path)

@@ -22,18 +22,20 @@ from typing import TYPE_CHECKING, Any
 from whichlora_estimators.errors import WhichloraError
 
 from . import migrations, session
+from .checks import is_plain
 from .errors import BadPack, StoreError
 from .filters import Filters, where
 from .measurement import EVIDENCES, OUTCOMES, SCHEMA, Measurement
-from .rows import COLUMNS, RowReader, RowWriter
+from .rows import COLUMNS, LATER, RowReader, RowWriter, select_list
 from .store import BATCH, Store, insert
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".parquet"
 KEY = "whichlora"
+LONGEST_PRODUCER = 200
 ROWS_A_GROUP = 100_000
 PACK_COLUMNS: Mapping[str, str] = {**COLUMNS, "config": "VARCHAR", "host_name": "VARCHAR", "user_name": "VARCHAR"}
 
@@ -105,10 +107,10 @@ def read_pack(path: Path, *, batch: int = BATCH) -> Iterator[list[Measurement]]:
     """
     import duckdb
 
-    names = ", ".join(f'"{name}"' for name in PACK_COLUMNS)
+    columns = all_columns(read_manifest(path).format)
     try:
         with duckdb.connect(config={"threads": 1}) as connection:
-            rows = connection.execute(f"SELECT {names} FROM read_parquet(?)", [literal_path(path)])
+            rows = connection.execute(f"SELECT {columns} FROM read_parquet(?)", [literal_path(path)])
             while found := rows.fetchmany(batch):
                 yield pack_measurements(found)
     except (duckdb.Error, WhichloraError, ValueError) as error:
@@ -149,11 +151,23 @@ def _manifest(fields: Mapping[str, Any]) -> Manifest:
     manifest = Manifest(**fields)
     kinds = (("rows", int), ("ids_sha256", str), ("with_names", bool), ("producer", str), ("format", int))
     for name, kind in (*kinds, ("schema", int), ("counts", dict)):
-        if not isinstance(getattr(manifest, name), kind):
+        if type(getattr(manifest, name)) is not kind:  # a bool is no int here
             raise TypeError(f"{name} is no {kind.__name__}")
-    if manifest.format != FORMAT or manifest.schema != SCHEMA or manifest.rows < 0:
+    if len(manifest.producer) > LONGEST_PRODUCER or not is_plain(manifest.producer):
+        raise ValueError(f"producer {manifest.producer[:LONGEST_PRODUCER]!r}")
+    if not 1 <= manifest.format <= FORMAT or manifest.schema != SCHEMA or manifest.rows < 0:
         raise ValueError(f"format {manifest.format}, schema {manifest.schema}, rows {manifest.rows}")
     return manifest
+
+
+def lacking(format_: int) -> list[str]:
+    """Return the columns that packs of a format do not have yet."""
+    return [name for name, first in LATER.items() if format_ < first]
+
+
+def all_columns(format_: int) -> str:
+    """Return PACK_COLUMNS for a SELECT from a pack of this format."""
+    return select_list(PACK_COLUMNS, lacking=lacking(format_))
 
 
 def pack_measurements(rows: Iterable[tuple[Any, ...]]) -> list[Measurement]:

@@ -16,6 +16,7 @@ from typing import Any
 from whichlora_estimators.gpus import MatmulRates, all_gpus
 from whichlora_estimators.workload import Workload
 
+from .checks import is_plain
 from .measurement import COUNTERS, TIMES, Measurement
 
 #: A pebibyte: more than any machine's memory that one process addresses.
@@ -34,7 +35,6 @@ MOST_CARDS = 64
 LEAST_BYTES_A_PARAMETER = 0.5
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,99}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _LINES = ("gpu_name", "driver_version", "host_name", "cpu_name", "user_name", "os_name", "python_version")
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
@@ -62,8 +62,8 @@ def _names(measurement: Measurement) -> Iterator[str]:
         yield f"gpu is {environment.gpu[:80]!r}, which is no slug of a card"
     named = {name: getattr(environment, name) for name in _LINES} | {"model": measurement.workload.model}
     for name, text in (*named.items(), *(("versions", text) for pair in environment.versions.items() for text in pair)):
-        if text is not None and _CONTROL.search(text):
-            yield f"{name} holds control characters: {text[:80]!r}"
+        if text is not None and not is_plain(text):
+            yield f"{name} holds control characters or letters that are not seen: {text[:80]!r}"
 
 
 def _sizes(measurement: Measurement) -> Iterator[str]:

@@ -15,7 +15,7 @@ from whichlora_estimators.errors import BadValue
 
 from .filters import Filters, where
 from .measurement import Measurement
-from .packs import PACK_COLUMNS, literal_path, pack_measurements
+from .packs import all_columns, literal_path, pack_measurements, read_manifest
 
 PATH = Path(__file__).parent / "data" / "published.parquet"
 #: In the notes of a measurement whose workload has a length that was fitted on that same measurement.
@@ -46,10 +46,10 @@ def published(filters: Filters | None = None) -> Iterator[Measurement]:
     import duckdb
 
     condition, values = where(filters)
-    names = ", ".join(f'"{name}"' for name in PACK_COLUMNS)
+    columns = all_columns(read_manifest(PATH).format)
     with duckdb.connect(config={"threads": 1}) as connection:
         rows = connection.execute(
-            f"SELECT {names} FROM read_parquet(?) WHERE {condition} ORDER BY measured_at DESC NULLS LAST, id",
+            f"SELECT {columns} FROM read_parquet(?) WHERE {condition} ORDER BY measured_at DESC NULLS LAST, id",
             [literal_path(PATH), *values],
         ).fetchall()
     yield from pack_measurements(rows)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
@@ -118,8 +119,10 @@ class Folder:
     def list(self) -> list[str]:
         """Return the names of the packs that are there, in order."""
         with _as_remote_error(self.url):
-            found = (path.relative_to(self.path).as_posix() for path in self.path.glob("gpu=*/month=*/*" + SUFFIX))
-            return sorted(name for name in found if is_pack_name(name))
+            found = {
+                path.relative_to(self.path).as_posix(): path for path in self.path.glob(f"gpu=*/month=*/*{SUFFIX}")
+            }
+            return sorted(name for name, path in found.items() if is_pack_name(name) and _is_file(path))
 
     def fetch(self, name: str, to: Path, *, most_bytes: int) -> None:
         """Copy a pack into a new file."""
@@ -199,6 +202,11 @@ class FsspecRemote:
             self.filesystem.makedirs(folder, exist_ok=True)
             self.filesystem.put_file(str(source), fresh)
             self.filesystem.mv(fresh, path)
+
+
+def _is_file(path: Path) -> bool:
+    """Say whether a path is a file itself: a link may lead anywhere, a device never ends."""
+    return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _check_size(name: str, size: int, most_bytes: int) -> None:

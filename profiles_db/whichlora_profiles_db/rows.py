@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timezone
 from typing import Any
@@ -36,6 +36,16 @@ COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(_SAMPLES, "DOUBLE[]"),
     **{f"{name}_{summary}": "DOUBLE" for name in TIMES for summary in SUMMARY},
 }
+
+
+#: Columns that older stores and packs lack, where they are NULL, by the first format of packs that has them.
+LATER: Mapping[str, int] = {"managed_peak_bytes": 2}
+
+
+def select_list(columns: Mapping[str, str], *, lacking: Collection[str]) -> str:
+    """Return these columns for a SELECT from where some are not there yet."""
+    named = (f'NULL::{kind} AS "{name}"' if name in lacking else f'"{name}"' for name, kind in columns.items())
+    return ", ".join(named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import duckdb
 
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import Measurement, PhasePeak, TimeStats, write_pack
-from whichlora_profiles_db.packs import KEY, PACK_COLUMNS
+from whichlora_profiles_db.packs import FORMAT, KEY, PACK_COLUMNS
 
 from .records import ENVIRONMENT, FULL, numbered
 
@@ -84,7 +84,7 @@ def _manifest(connection: duckdb.DuckDBPyConnection, changes: dict[str, Any]) ->
         "counts": counts,
         "with_names": False,
         "producer": "somebody",
-        "format": 1,
+        "format": FORMAT,
         "schema": 1,
     }
     return json.dumps({**fields, **changes}, default=str).encode()
@@ -147,7 +147,7 @@ def nested(depth: int) -> str:
 
 def hostile() -> dict[str, Maker]:
     """Return every hostile pack's maker by what is wrong with it."""
-    return {**_files(), **_columns(), **_manifests(), **_rows(), **_texts(), **_bombs(), **_impossible()}
+    return {**_files(), **_columns(), **_manifests(), **_rows(), **_texts(), **_bombs(), **_tricks(), **_impossible()}
 
 
 def _files() -> dict[str, Maker]:
@@ -208,7 +208,14 @@ def _manifests() -> dict[str, Maker]:
         "counts that are not its own": {"counts": {"evidence": {"measured": 6}, "outcome": {"ok": 6}}},
         "counts as a list": {"counts": []},
         "another schema": {"schema": 99},
-        "a later format": {"format": 2},
+        "a later format": {"format": FORMAT + 1},
+        "a format before the first": {"format": 0},
+        "a format that is a truth value": {"format": True},
+        "the format before, with the columns of this one": {"format": FORMAT - 1},
+        "rows as a truth value": {"rows": True},
+        "a producer that clears the screen": {"producer": "whichlora\x1b[2J\x1b[H0 rejected"},
+        "a producer of a megabyte": {"producer": "a" * (1 << 20)},
+        "a count that is no number": {"counts": {"evidence": {"measured": "6"}, "outcome": {"ok": "6"}}},
         "a field too many": {"also": 1},
     }
     made: dict[str, Maker] = {f"manifest: {what}": altered("FROM good", manifest=one) for what, one in fields.items()}
@@ -291,6 +298,52 @@ def _bombs() -> dict[str, Maker]:
     }
 
 
+def forged(column: str, text: str) -> Maker:
+    """Return what writes a config, or a JSON text, that a clever program put there, the hash of a config made to fit."""
+    quoted = text.replace("'", "''")
+    if column == "config":
+        return altered(f"SELECT * REPLACE ('{quoted}' AS config, sha256('{quoted}') AS config_id) FROM good")
+    return in_one_row(column, f"'{quoted}'")
+
+
+def _batch_of(text: str) -> Maker:
+    replaced = f"""regexp_replace(workload, '"batch_size":[0-9]+', '"batch_size":{text}')"""
+    return altered(f"SELECT * REPLACE ({replaced} AS workload) FROM good")
+
+
+def _tricks() -> dict[str, Maker]:
+    """Return what JSON, Unicode, numbers and types allow and no measurement holds."""
+    digits = "9" * 4000
+    return {
+        "a config with a number of four thousand digits": forged("config", f'{{"hidden_size":{digits}}}'),
+        "a config with a number of five thousand digits": forged(
+            "config", f'{{"hidden_size":{digits}{digits[:1000]}}}'
+        ),
+        "a config with NaN": forged("config", '{"hidden_size":NaN}'),
+        "a config without end": forged("config", '{"rope_theta":-Infinity}'),
+        "a config with a key twice": forged("config", '{"hidden_size":1,"hidden_size":2}'),
+        "a config with half a character": forged("config", '{"a":"\\ud800"}'),
+        "versions with half a character": forged("versions", '{"torch":"\\udfff"}'),
+        "a phase that clears the screen": forged("phase_peaks", '{"\\u001b[2J":{"allocated_peak_bytes":0}}'),
+        "a phase of a number that is none": forged("phase_peaks", '{"load":{"allocated_peak_bytes":true}}'),
+        "a batch of four thousand digits": _batch_of(digits),
+        "a batch below nothing": _batch_of("-1"),
+        "samples of which one is unknown": in_one_row("step_samples_s", "[0.5, NULL]"),
+        "samples that are no numbers": in_one_row("step_samples_s", "['nan'::DOUBLE, 0.5]"),
+        "samples without end": in_one_row("step_samples_s", "['inf'::DOUBLE, 0.5]"),
+        "samples below nothing": in_one_row("step_samples_s", "[-0.5]"),
+        "a mean that is no number": in_one_row("prefill_mean_s", "'nan'"),
+        "bytes in 128 bits": retyped("weights_bytes", "HUGEINT"),
+        "bytes without a sign": retyped("weights_bytes", "UBIGINT"),
+        "a moment with a time zone": retyped("measured_at", "TIMESTAMPTZ"),
+        "a moment in nanoseconds": retyped("measured_at", "TIMESTAMP_NS"),
+        "a text from a list of allowed ones": retyped("evidence", "ENUM('measured')"),
+        "samples in single precision": retyped("step_samples_s", "FLOAT[]"),
+        "a struct with a key that clears the screen": retyped("notes", 'STRUCT("\x1b[2J" INT)'),
+        "managed bytes below nothing": in_one_row("managed_peak_bytes", "-1"),
+    }
+
+
 def _impossible() -> dict[str, Maker]:
     billions = Workload(model="meta-llama/Llama-3.1-8B", config=LLAMA, batch_size=4, seq_len=4096)
     now = datetime.now(timezone.utc)
@@ -322,6 +375,21 @@ def _impossible() -> dict[str, Maker]:
         "a version with a line feed": environment(versions={"torch": "1\n2"}),
         "a model with a zero byte": measured(workload=FULL.workload.with_(model="a\0b")),
         "a processor that reads backwards": environment(cpu_name="\u202egnp.exe"),
+        "a model with a letter of no width": measured(
+            workload=FULL.workload.with_(model="meta-llama/Llama\u200b-3.1-8B")
+        ),
+        "a model with a mark of direction": measured(workload=FULL.workload.with_(model="a\u200fb")),
+        "a version of invisible letters": environment(versions={"torch": "2.6\U000e0041"}),
+        "a card with a letter of another script": environment(gpu="rt\u0445-4090"),
+        "a card in wide letters": environment(gpu="\uff52\uff54\uff58-4090"),
+        "a host that starts with a mark of order": environment(os_name="\ufeffLinux"),
+        "a config of our own with a number of a thousand digits": measured(
+            workload=FULL.workload.with_(config={"hidden_size": 10**1000})
+        ),
+        "a config of our own with such a number deep within": measured(
+            workload=FULL.workload.with_(config={"a": [{"b": [1, -(1 << 70)]}]})
+        ),
+        "managed bytes of an exabyte": measured(managed_peak_bytes=10**18),
     }
 
 

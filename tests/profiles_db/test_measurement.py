@@ -47,6 +47,7 @@ OTHER: dict[str, Any] = {
     "allocated_peak_bytes": 4_001,
     "reserved_peak_bytes": None,
     "process_bytes": 6_001,
+    "managed_peak_bytes": 7_001,
     "phase_peaks": {"load": PhasePeak(allocated_peak_bytes=1_500)},
     "step": TimeStats(samples_s=(0.25, 1 / 3, 0.125)),
     "prefill": TimeStats(median_s=0.5),

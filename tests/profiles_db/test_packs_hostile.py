@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from whichlora_profiles_db import BadPack, Store, import_pack, open_store
+from whichlora_profiles_db import (
+    BadPack,
+    Store,
+    import_pack,
+    open_remote,
+    open_store,
+    pack_reader,
+    pull,
+    remote_stats,
+)
 from whichlora_profiles_db.pack_reader import PackReader
-from whichlora_profiles_db.packs import KEY
+from whichlora_profiles_db.packs import KEY, file_sha256
+from whichlora_profiles_db.remotes import pack_name
 
 from .hostile import FINE, GOOD, hostile, make, scribbled
-from .records import FULL, PLAIN
+from .records import FULL, PLAIN, numbered
 
 HOSTILE = hostile()
 
@@ -96,3 +107,32 @@ def test_damage_is_refused_or_harmless(tmp_path: Path, reader: PackReader) -> No
         else:
             assert sorted(one.id for one in store.query()) == sorted(one.id for one in GOOD)
     assert refused > 7
+
+
+def test_links_in_a_folder_are_no_packs(tmp_path: Path, store: Store, reader: PackReader) -> None:
+    """A link, a folder or a pipe under a pack's name is not read, and keeps no other pack from coming."""
+    good = make([FINE], tmp_path / "good.parquet")
+    remote = open_remote(str(tmp_path / "remote"))
+    remote.put(pack_name("l4", "2026-03", file_sha256(good)), good)
+    folder = tmp_path / "remote" / "gpu=l4" / "month=2026-03"
+    (folder / f"{'0' * 64}.parquet").symlink_to("/dev/zero")
+    (folder / f"{'1' * 64}.parquet").symlink_to(good)
+    (folder / f"{'2' * 64}.parquet").symlink_to(tmp_path / "nowhere")
+    (folder / f"{'3' * 64}.parquet").mkdir()
+    os.mkfifo(folder / f"{'4' * 64}.parquet")
+    own = open_store(tmp_path / "own.duckdb")
+    pulled = pull(own, remote, reader=reader)
+    assert (pulled.added, pulled.refused) == (1, {})
+    assert sum(group.total for group in remote_stats(remote)) == 1
+
+
+def test_the_quarantine_of_a_pack_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all rejected rows, from whichever span of the pack, the first are kept in full; all are counted."""
+    monkeypatch.setattr(pack_reader, "ROWS_A_REQUEST", 2)
+    monkeypatch.setattr(pack_reader, "MOST_KEPT", 3)
+    pack = make([numbered(number, process_bytes=10**18) for number in range(7)], tmp_path / "bad.parquet")
+    own = open_store(tmp_path / "own.duckdb")
+    with pytest.raises(BadPack, match="7 of 7 rows"):
+        import_pack(own, pack)
+    (kept,) = (tmp_path / "own.duckdb.quarantine").iterdir()
+    assert len(kept.read_text(encoding="utf-8").splitlines()) == 1 + 3

@@ -25,6 +25,7 @@ from whichlora_profiles_db import (
     published,
     remote_stats,
 )
+from whichlora_profiles_db.checks import printable
 
 from .asking import remote_at, token_option
 from .estimate import setup_text
@@ -238,9 +239,9 @@ def _lines(found: Any, *, indent: str = "") -> list[str]:
     lines = []
     for key, value in found.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{key}:", *_lines(value, indent=f"{indent}  ")]
+            lines += [f"{indent}{printable(key)}:", *_lines(value, indent=f"{indent}  ")]
         elif value not in (None, {}, [], ""):
-            lines.append(f"{indent}{key}: {_readable(key, value)}")
+            lines.append(f"{indent}{printable(key)}: {_readable(key, value)}")
     return lines
 
 
@@ -249,7 +250,7 @@ def _readable(key: str, value: Any) -> str:
         return f"{value} ({format_bytes(value)})"
     if key.endswith("_s") and isinstance(value, float):
         return format_seconds(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    return "\n".join(map(printable, value.split("\n"))) if isinstance(value, str) else json.dumps(value)
 
 
 def _groups(measurements: Sequence[Measurement]) -> list[GroupStats]:

@@ -34,6 +34,7 @@ def measurement(rehearsal: Rehearsal, *, settings: str = "") -> Measurement:
         model_bytes=rehearsal.model_bytes,
         allocated_peak_bytes=rehearsal.allocated_peak_bytes,
         reserved_peak_bytes=rehearsal.reserved_peak_bytes,
+        managed_peak_bytes=rehearsal.managed_peak_bytes,
         phase_peaks=rehearsal.phases,
         notes=settings,
     )
@@ -64,7 +65,7 @@ def remembered(
 ) -> dict[int, Rehearsal]:
     """Return what the store knows of these workloads on this card with these libraries and settings, by their place.
 
-    A failure is not remembered: it is tried again. Nor is what a paged optimizer took: managed bytes are not stored.
+    A failure is not remembered: it is tried again. Nor is a paged optimizer whose managed bytes were not stored yet.
     """
     ids = [workload_id(workload) for workload in workloads]
     if not ids or not store.exists:
@@ -74,12 +75,13 @@ def remembered(
     return {
         place: _rehearsal(same[known], workloads[place], gpu)
         for place, known in enumerate(ids)
-        if known in same and not _is_paged(workloads[place])
+        if known in same and _has_managed(same[known], workloads[place])
     }
 
 
-def _is_paged(workload: Workload) -> bool:
-    return workload.phase == "train" and workload.optimizer.startswith("paged")
+def _has_managed(measured: Measurement, workload: Workload) -> bool:
+    paged = workload.phase == "train" and workload.optimizer.startswith("paged")
+    return not paged or measured.managed_peak_bytes is not None
 
 
 def _is_same(measured: Measurement, here: Environment, settings: str) -> bool:
@@ -102,7 +104,7 @@ def _rehearsal(measured: Measurement, workload: Workload, gpu: Gpu) -> Rehearsal
         trainable_params=measured.trainable_params,
         weights_bytes=measured.weights_bytes,
         model_bytes=measured.model_bytes,
-        managed_peak_bytes=0,  # what has any is not remembered
+        managed_peak_bytes=measured.managed_peak_bytes or 0,
         phases={name: measured.phase_peaks[name] for name in _PHASES if name in measured.phase_peaks},
         environment=measured.environment,
     )
