@@ -9,6 +9,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -170,14 +171,17 @@ def _library(name: str) -> Any:
 
 
 def _hub(spec: DataSpec, *, offline: bool) -> Subsets[Row]:
-    """Load splits of the Hub's, or of what is cached of it."""
+    """Load splits of the Hub's; of what is cached of it, where it cannot be asked or may not be."""
     datasets = _library("datasets")
-    config = datasets.DownloadConfig(local_files_only=True) if offline else None
     try:
-        splits = datasets.load_dataset(spec.source, spec.subset, download_config=config)
+        splits = _cached_splits(datasets, spec) if offline else datasets.load_dataset(spec.source, spec.subset)
     except Exception as error:  # the library raises a dozen kinds, most of them its own
-        todo = f"Check the name, and the network. Or give a file ({', '.join(READERS)}). {str(error)[:200]}"
-        raise WhichloraError("cannot load the data set", value=spec.source, todo=todo) from error
+        splits = None
+        if not offline:
+            with suppress(Exception):
+                splits = _cached_splits(datasets, spec)
+        if splits is None:
+            raise _not_loaded(spec, error, offline=offline) from error
     wanted = {"train": spec.train, "validation": spec.validation or "validation", "test": spec.test or "test"}
     asked = {"train", *(name for name in ("validation", "test") if _is_split(getattr(spec, name)))}
     for name in asked:
@@ -185,6 +189,34 @@ def _hub(spec: DataSpec, *, offline: bool) -> Subsets[Row]:
             raise UnknownName(f"{name} split", wanted[name], splits, todo=f"It has: {', '.join(splits)}.")
     rows = {name: tuple(splits[split]) for name, split in wanted.items() if split in splits}
     return Subsets(**rows)
+
+
+def _cached_splits(datasets: Any, spec: DataSpec) -> Any:
+    """Load from the caches of the Hub and of the library alone; both read the environment only when they are imported."""
+    hub = importlib.import_module("huggingface_hub.constants")
+    before = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        return datasets.load_dataset(spec.source, spec.subset)
+    except Exception:  # the library wants a README there, which not every download has, and hides what else is wrong
+        folder = ""
+        with suppress(Exception):
+            whole = importlib.import_module("huggingface_hub").snapshot_download
+            folder = whole(spec.source, repo_type="dataset", local_files_only=True)
+        if not folder:
+            raise
+        return datasets.load_dataset(folder, spec.subset)
+    finally:
+        hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _not_loaded(spec: DataSpec, error: Exception, *, offline: bool) -> WhichloraError:
+    said = " ".join(str(error).split())[:300]
+    asked = (
+        "It is in no cache here: leave out --offline to ask the Hub" if offline else "Check the name and the network"
+    )
+    todo = f"{asked}; for a gated one log in with `hf auth login`. Or give a file ({', '.join(READERS)}). {said}"
+    return WhichloraError("cannot load the data set", value=spec.source, todo=todo)
 
 
 def _is_split(value: str | None) -> bool:
