@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import time
 import venv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.browsing import quiet_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,3 +61,51 @@ def test_every_command_is_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     for name in COMMANDS:
         assert f"## whichlora {name}" in page
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        ("", "configurations predicted"),
+        ("compare", "Side by side"),
+        ("cards/l4", "Measured here"),
+        ("calibration", "Held-out errors"),
+    ],
+)
+def test_a_wheel_serves_its_pages(browser: Any, served: str, page: tuple[str, str]) -> None:
+    """Pages, styles and scripts travel with the wheel: each view shows what it is for, without an error."""
+    path, text = page
+    with quiet_page(browser, lambda url: url.startswith((served, "data:", "blob:"))) as found:
+        found.goto(f"{served}{path}")
+        found.get_by_text(text).first.wait_for()
+        style = "getComputedStyle(document.querySelector('.bar')).display"
+        assert found.evaluate(style) == "flex"
+        if not path:
+            found.locator("#plot .scatterlayer .point").first.wait_for()
+
+
+@pytest.fixture(scope="module")
+def served(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run the server of the installed wheel, with its extra, from a folder of its own."""
+    folder = tmp_path_factory.mktemp("served")
+    (wheel,) = installed.parents[1].glob("whichlora-*.whl")
+    pip = [installed / "python", "-m", "pip", "-q", "--disable-pip-version-check", "install"]
+    subprocess.run([*pip, f"{wheel}[serve]"], check=True)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [installed / "whichlora", "serve", "--db", "store.duckdb", "--port", str(port), "--jobs", "1"]
+    process = subprocess.Popen(command, cwd=folder, env=environ)
+    try:
+        for _ in range(600):
+            with socket.socket() as link:
+                if link.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/"
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
