@@ -1,6 +1,6 @@
 """Total fine-tuning time on the host, predicted from five profiled batches, against the real total.
 
-usage: python benchmarks/finetune_time.py [--out figure.html] [--sizes 32 64 128] [--batch-sizes 1 2 4 8]
+usage: python -m benchmarks.finetune_time [--out figure.html|.svg] [--sizes 32 64 128] [--batch-sizes 1 2 4 8]
 
 A small Llama and a tokenizer are made; the data set is text that comes with Python. For each batch size, five batches are
 profiled once, the longest one first, and a line of seconds over padded tokens is fitted to them. The prediction for a data
@@ -144,7 +144,7 @@ def main() -> None:
     errors = [abs(p / r - 1) for p, r in zip(predicted, real, strict=True)]
     print(f"correlation {statistics.correlation(predicted, real):.4f}")
     print(f"error: median {statistics.median(errors):.1%}, worst {max(errors):.1%}, of {len(errors)} trainings")
-    plot(found, given.out)
+    (chart if given.out.suffix == ".svg" else plot)(found, given.out)
     print(f"wrote {given.out}")
 
 
@@ -176,6 +176,17 @@ def _write_all(folder: Path, rows: Sequence[dict[str, str]]) -> Path:
     path = folder / "all.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
+
+
+def chart(found: Sequence[tuple[int, int, float, float]], path: Path) -> None:
+    """Write predicted against real totals for the docs."""
+    from benchmarks.published_chart import Dot, scatter
+
+    dots = [
+        Dot(group=f"batch size {batch}", x=real_s, y=predicted_s, label=f"{samples} samples, batch size {batch}")
+        for samples, batch, predicted_s, real_s in found
+    ]
+    path.write_text(scatter(dots, unit="s"), encoding="utf-8")
 
 
 def plot(found: Sequence[tuple[int, int, float, float]], path: Path) -> None:

@@ -193,7 +193,7 @@ def _hub(spec: DataSpec, *, offline: bool) -> Subsets[Row]:
 
 def _cached_splits(datasets: Any, spec: DataSpec) -> Any:
     """Load from the caches of the Hub and of the library alone; both read the environment only when they are imported."""
-    hub = importlib.import_module("huggingface_hub.constants")
+    hub: Any = importlib.import_module("huggingface_hub.constants")
     before = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
