@@ -12,7 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from .allocator_config import AllocatorConfig
-from .allocator_pool import ADDRESS_BITS, ADDRESS_MASK, PAGE_BYTES, Addresses, Pool, ceil_to
+from .allocator_pool import (
+    ADDRESS,
+    AFTER,
+    AGE,
+    BEFORE,
+    FREE,
+    IN_USE,
+    PAGE_BYTES,
+    SIZE,
+    STATE,
+    UNMAPPED,
+    Addresses,
+    Block,
+    Pool,
+    ceil_to,
+)
 from .errors import BadValue, WhichloraError
 from .units import MIB, format_bytes
 
@@ -84,16 +99,22 @@ class CachingAllocator:
         # torch collects garbage only where a fraction limits the process
         self._collects = config.garbage_collection_threshold > 0 and fraction < 1
 
-        self._addresses = Addresses(keep_ages=self._collects)
+        self._at = Addresses()
         self._pools: dict[int, tuple[Pool, Pool]] = {}  # stream -> small, large
-        self._segments: dict[int, int] = {}  # address of a segment that cudaMalloc gave -> its size
-        self._live: dict[int, tuple[int, int, int, Pool]] = {}  # handle -> address, block bytes, requested bytes, pool
+        self._given: dict[
+            int, tuple[Block | None, int, Pool]
+        ] = {}  # handle of `malloc` -> block, requested bytes, pool
         self._handle = 0
+        self._tensors: list[Block | None] = []  # the block of each tensor of `run`
+        self._sizes_bytes: Sequence[int] = ()  # what it asked for
+        self._rounded_bytes: list[int] = []  # and that in whole blocks
         self._device_used_bytes = 0
 
         self.allocated_bytes = self.allocated_peak_bytes = 0
         self.reserved_bytes = self.reserved_peak_bytes = 0
         self.retry_count = self.oom_count = self.device_malloc_count = self.device_free_count = 0
+        #: Segments that cudaMalloc gave; torch leaves expandable segments out.
+        self.segment_count = 0
 
     @property
     def active_bytes(self) -> int:
@@ -103,20 +124,16 @@ class CachingAllocator:
     @property
     def requested_bytes(self) -> int:
         """Bytes that the live allocations asked for."""
-        return sum(requested for _, _, requested, _ in self._live.values())
+        of_tensors = sum(size for size, block in zip(self._sizes_bytes, self._tensors, strict=True) if block)
+        return of_tensors + sum(requested for _, requested, _ in self._given.values())
 
     @property
     def inactive_split_bytes(self) -> int:
         """Free bytes of segments that are partly in use; torch leaves expandable segments out."""
         if self._expandable:
             return 0
-        sizes = self._addresses.sizes
-        return sum(size for address, size in sizes.items() if self._segments.get(address) != size)
-
-    @property
-    def segment_count(self) -> int:
-        """Segments that cudaMalloc gave; torch leaves expandable segments out."""
-        return len(self._segments)
+        free = (block for pool in self._all_pools() for block in pool.blocks())
+        return sum(block[SIZE] for block in free if not self._at.is_whole(block))
 
     def state(self) -> AllocatorState:
         """Return every counter as it is now."""
@@ -131,28 +148,29 @@ class CachingAllocator:
         """Allocate and return a handle for `free`; no bytes take no memory. Raises OutOfMemory."""
         if size_bytes < 0:
             raise BadValue("cannot allocate", value=size_bytes, todo="Ask for 0 bytes or more.")
-        self._handle -= 1  # tensors of `run` are known by 0 and up
-        if size_bytes:
-            self._allocate(self._handle, size_bytes, stream)
-        else:
-            self._live[self._handle] = 0, 0, 0, self._pools_of(stream)[0]
+        self._handle += 1
+        pool = self._pool_of(size_bytes, stream)
+        block = self._allocate(size_bytes, pool) if size_bytes else None
+        self._given[self._handle] = block, size_bytes, pool
         return self._handle
 
     def free(self, handle: int) -> None:
         """Put the block of a handle back into the cache. BadValue for a handle that is not live."""
-        if handle not in self._live:
+        if handle not in self._given:
             raise BadValue("this handle is not live", value=handle, todo="Free once what malloc returned.")
-        self._free(handle)
+        block, _, pool = self._given.pop(handle)
+        if block is not None:
+            self._free(block, pool)
 
     def empty_cache(self) -> None:
         """Give CUDA every segment, or page of an expandable segment, that is entirely free."""
         for pool in self._all_pools():
-            for key in list(pool.free):
+            for block in list(pool.blocks()):
                 if self._expandable:
-                    if freed := pool.unmap(key & ADDRESS_MASK):
+                    if freed := pool.unmap(block):
                         self._unreserve(freed)
-                elif self._is_whole(key):
-                    self._release(pool, key)
+                elif self._at.is_whole(block):
+                    self._release(pool, block)
 
     def run(self, sizes_bytes: Sequence[int], events: Sequence[int]) -> None:
         """Replay events on stream 0: `i` allocates tensor `i` of `sizes_bytes[i]` bytes and `~i` frees it.
@@ -160,103 +178,139 @@ class CachingAllocator:
         A tensor may be allocated again once freed, and a live one stays so for the next call, given the same sizes.
         Raises OutOfMemory, with the peaks so far in `held`; BadValue for a tensor freed that is not live.
         """
+        if sizes_bytes is not self._sizes_bytes or len(sizes_bytes) != len(self._rounded_bytes):
+            self._read_sizes(sizes_bytes)
+        if 0 in self._rounded_bytes:
+            events = [event for event in events if sizes_bytes[event if event >= 0 else ~event]]
+        if self._config.max_split_size_bytes is None and not self._collects and not self._expandable:
+            self._run_inlined(sizes_bytes, events)
+            return
+        for event in events:
+            if event < 0:
+                self._free(self._taken(~event), self._pool_of(sizes_bytes[~event], 0))
+            else:
+                self._tensors[event] = self._allocate(sizes_bytes[event], self._pool_of(sizes_bytes[event], 0))
+
+    def run_twice(self, sizes_bytes: Sequence[int], events: Sequence[int]) -> None:
+        """Replay events that free all they allocate twice: of the second time, what can go another way than the first.
+
+        A pool that got no new memory has the free blocks that it had before, and the same events find the same ones.
+        """
+        small, large = self._pools_of(0)
+        before = small.growths, large.growths
+        self.run(sizes_bytes, events)
+        limited = min(self._limit_bytes, self._allowed_bytes) < _UNLIMITED_BYTES
+        if self._collects or large.growths > before[1] or (limited and small.growths > before[0]):
+            self.run(sizes_bytes, events)
+        elif (
+            small.growths > before[0]
+        ):  # its blocks are no larger than asked for, so that all sums are known but reserved
+            is_small = [size <= _SMALL_BYTES for size in self._rounded_bytes]
+            is_small += is_small[::-1]  # where a free, ~i, finds that of i
+            self.run(sizes_bytes, [event for event in events if is_small[event]])
+
+    def _read_sizes(self, sizes_bytes: Sequence[int]) -> None:
         smallest = min(sizes_bytes, default=0)
         if smallest < 0:
             raise BadValue("cannot allocate", value=smallest, todo="Ask for 0 bytes or more.")
-        if smallest == 0:
-            events = [event for event in events if sizes_bytes[event if event >= 0 else ~event]]
-        try:
-            if self._config.max_split_size_bytes is None and not self._collects:
-                self._run_inlined(sizes_bytes, events)
-                return
-            for event in events:
-                if event < 0:
-                    self._free(~event)
-                else:
-                    self._allocate(event, sizes_bytes[event], 0)
-        except KeyError as error:
-            todo = "Allocate every tensor before it is freed."
-            raise BadValue("a tensor is freed that is not live", value=error.args[0], todo=todo) from None
+        self._sizes_bytes, self._rounded_bytes = sizes_bytes, self._rounded(sizes_bytes)
+        self._tensors += [None] * (len(sizes_bytes) - len(self._tensors))
 
-    def _run_inlined(self, sizes_bytes: Sequence[int], events: Sequence[int]) -> None:
-        """Do what `_allocate` and `_free` do, in one loop: an estimate replays 10,000 events and should take 10 ms."""
+    def _taken(self, tensor: int) -> Block:
+        """Return the block of a tensor that is freed, which has none from then on. Raises BadValue if it has none now."""
+        block, self._tensors[tensor] = self._tensors[tensor], None
+        if block is None:
+            todo = "Allocate every tensor before it is freed."
+            raise BadValue("a tensor is freed that is not live", value=tensor, todo=todo)
+        return block
+
+    def _run_inlined(self, sizes_bytes: Sequence[int], events: Sequence[int]) -> None:  # noqa: C901 - calls take too long
+        """Do what `_allocate` and `_free` do, in one loop: an estimate replays tens of thousands of events."""
         small, large = self._pools_of(0)
-        live, sizes, starts = self._live, self._addresses.sizes, self._addresses.starts
-        pop_live, pop_size, pop_start = live.pop, sizes.pop, starts.pop
-        rounded, expandable = self._rounded(sizes_bytes), self._expandable
+        small_lists, small_sizes, large_lists, large_sizes = small.of_size, small.sizes, large.of_size, large.sizes
+        tensors, rounded, large_slack, most_small = self._tensors, self._rounded_bytes, _SMALL_BYTES, _SMALL_BYTES
         allocated, peak = self.allocated_bytes, self.allocated_peak_bytes
         try:
             for event in events:
-                if event < 0:
-                    address, size, _, pool = pop_live(~event)
+                if event < 0:  # free a block, as one with those that touch it
+                    block = tensors[~event] or self._taken(~event)
+                    tensors[~event] = None
+                    _, size, _, before, after, _ = block
                     allocated -= size
-                    free = pool.free
-                    end = address + size
-                    after = pop_size(end, 0)
-                    if after:
-                        del free[bisect_left(free, after << ADDRESS_BITS | end)]
-                        end += after
-                    before = pop_start(address, None)
-                    if before is not None:
-                        del free[bisect_left(free, address - before << ADDRESS_BITS | before)]
-                        address = before
-                    size = end - address
-                    sizes[address] = size
-                    starts[end] = address
-                    insort(free, size << ADDRESS_BITS | address)
-                    continue
-                size = rounded[event]
-                pool = small if size <= _SMALL_BYTES else large
-                free = pool.free
-                index = bisect_left(free, size << ADDRESS_BITS)
-                if index == len(free):
-                    self.allocated_bytes, self.allocated_peak_bytes = allocated, peak
-                    index = self._grow(sizes_bytes[event], size, pool)
-                elif expandable:
-                    index = pool.least_expandable(index)
-                address = free[index] & ADDRESS_MASK
-                end = address + pop_size(address)
-                rest = address + size
-                if end - rest > pool.slack_bytes:
-                    sizes[rest] = end - rest
-                    starts[end] = rest
-                    key = end - rest << ADDRESS_BITS | rest
-                    if index and key < free[index - 1]:
-                        del free[index]
-                        insort(free, key)
+                    if size <= most_small:
+                        lists, sizes = small_lists, small_sizes
                     else:
-                        free[index] = key
+                        lists, sizes = large_lists, large_sizes
+                    if after[STATE]:
+                        lists[after[SIZE]].remove(after)
+                        block[SIZE] = size = size + after[SIZE]
+                        block[AFTER] = after = after[AFTER]
+                        after[BEFORE] = block
+                    if before[STATE]:
+                        lists[before[SIZE]].remove(before)
+                        before[SIZE] = size = size + before[SIZE]
+                        before[AFTER] = after
+                        after[BEFORE] = block = before
+                    else:
+                        block[STATE] = FREE
+                else:  # find a block, and split off what is not needed
+                    size = rounded[event]
+                    if size <= most_small:
+                        lists, sizes, slack = small_lists, small_sizes, 0
+                    else:
+                        lists, sizes, slack = large_lists, large_sizes, large_slack
+                    fitting = lists.get(size)
+                    if not fitting:
+                        index = bisect_left(sizes, size)
+                        while index < len(sizes):
+                            fitting = lists[sizes[index]]
+                            if fitting:
+                                break
+                            del lists[sizes[index]], sizes[index]
+                        else:
+                            self.allocated_bytes, self.allocated_peak_bytes = allocated, peak
+                            fitting = lists[self._grow(sizes_bytes[event], size, large if slack else small)[SIZE]]
+                    tensors[event] = taken = fitting.pop(0)
+                    taken[STATE] = IN_USE
+                    rest = taken[SIZE] - size
+                    if rest <= slack:
+                        allocated += taken[SIZE]
+                        if allocated > peak:
+                            peak = allocated
+                        continue
+                    allocated += size
+                    if allocated > peak:
+                        peak = allocated
+                    after = taken[AFTER]
+                    block = [taken[ADDRESS] + size, rest, FREE, taken, after, 0]
+                    taken[SIZE] = size
+                    taken[AFTER] = after[BEFORE] = block
+                    size = rest
+                fitting = lists.get(size)
+                if fitting is None:
+                    lists[size] = [block]
+                    insort(sizes, size)
+                elif fitting:
+                    insort(fitting, block)
                 else:
-                    size = end - address
-                    del free[index], starts[end]
-                live[event] = address, size, sizes_bytes[event], pool
-                allocated += size
-                if allocated > peak:
-                    peak = allocated
+                    fitting.append(block)
         finally:
             self.allocated_bytes, self.allocated_peak_bytes = allocated, peak
 
-    def _allocate(self, handle: int, requested_bytes: int, stream: int) -> None:
+    def _allocate(self, requested_bytes: int, pool: Pool) -> Block:
         """Find or make a free block for a request of at least one byte, and split off what it does not need."""
         size = self._rounded([requested_bytes])[0]
-        pool = self._pools_of(stream)[size > _SMALL_BYTES]
-        index = self._best_fit(size, pool)
-        if index is None:
-            index = self._grow(requested_bytes, size, pool)
-        address = pool.free[index] & ADDRESS_MASK
-        found = pool.take(address)
-        if found - size > pool.slack_bytes and (pool.slack_bytes == 0 or size < self._max_split_bytes):
-            pool.put(address + size, found - size)
-            found = size
-        self._live[handle] = address, found, requested_bytes, pool
-        self.allocated_bytes += found
+        block = self._best_fit(size, pool) or self._grow(requested_bytes, size, pool)
+        pool.remove(block)
+        if block[SIZE] - size > pool.slack_bytes and (pool.slack_bytes == 0 or size < self._max_split_bytes):
+            pool.add(pool.split(block, size))
+        self.allocated_bytes += block[SIZE]
         self.allocated_peak_bytes = max(self.allocated_peak_bytes, self.allocated_bytes)
+        return block
 
-    def _free(self, handle: int) -> None:
-        address, size, _, pool = self._live.pop(handle)
-        if size:
-            self.allocated_bytes -= size
-            pool.merge(address, size)
+    def _free(self, block: Block, pool: Pool) -> None:
+        self.allocated_bytes -= block[SIZE]
+        pool.merge(block)
 
     def _rounded(self, sizes_bytes: Sequence[int]) -> list[int]:
         """Round requests up to whole blocks, or to a division of their power of two where the settings ask for it."""
@@ -272,7 +326,7 @@ class CachingAllocator:
 
     def _pools_of(self, stream: int) -> tuple[Pool, Pool]:
         if stream not in self._pools:
-            at, device, page = self._addresses, self._device_bytes, self._config.large_segment_bytes
+            at, device, page = self._at, self._device_bytes, self._config.large_segment_bytes
             slack = 0 if self._expandable else _SMALL_BYTES
             self._pools[stream] = (
                 Pool(at, is_large=False, page_bytes=PAGE_BYTES, slack_bytes=0, device_bytes=device),
@@ -280,69 +334,72 @@ class CachingAllocator:
             )
         return self._pools[stream]
 
+    def _pool_of(self, size_bytes: int, stream: int) -> Pool:
+        """Return the pool of a request: the large one serves what does not fit the small one's blocks once rounded."""
+        return self._pools_of(stream)[self._rounded([size_bytes])[0] > _SMALL_BYTES]
+
     def _all_pools(self) -> list[Pool]:
         return [pool for pools in self._pools.values() for pool in pools]
 
-    def _best_fit(self, size: int, pool: Pool) -> int | None:
-        """Return the index of the free block that fits best, or None."""
-        self._addresses.lookups += pool.is_large
-        index = pool.index(0, size)
-        if index == len(pool.free):
+    def _best_fit(self, size: int, pool: Pool) -> Block | None:
+        """Return the free block that fits best, or None."""
+        self._at.lookups += pool.is_large
+        block = pool.least_expandable(size) if self._expandable else next(pool.blocks(size), None)
+        if block is None:
             return None
-        if self._expandable:
-            index = pool.least_expandable(index)
         # blocks of max_split_size_mb and more serve only requests of about their size
-        found, limit = pool.free[index] >> ADDRESS_BITS, self._max_split_bytes
+        found, limit = block[SIZE], self._max_split_bytes
         slack = self._config.max_non_split_rounding_bytes or self._config.large_segment_bytes
         if size < limit <= found or (size >= limit and found >= size + slack):
             return None
-        return index
+        return block
 
     # New memory from CUDA, and memory given back to it.
 
-    def _grow(self, requested_bytes: int, size: int, pool: Pool) -> int:
-        """Get a free block from CUDA and return its index, giving back what is cached where that is needed."""
+    def _grow(self, requested_bytes: int, size: int, pool: Pool) -> Block:
+        """Get a free block from CUDA, giving back what is cached where that is needed."""
         segment = pool.page_bytes if size < _LARGE_BYTES else ceil_to(size, PAGE_BYTES)
         if self._collects:
             self._collect_garbage()
-        address = self._new_block(size, segment, pool)
-        if not address and self._release_oversize(size, pool):
-            address = self._new_block(size, segment, pool)
-        if not address:
+        block = self._new_block(size, segment, pool)
+        if block is None and self._release_oversize(size, pool):
+            block = self._new_block(size, segment, pool)
+        if block is None:
             self.empty_cache()
             self.retry_count += 1
-            address = self._new_block(size, segment, pool)
-        if not address:
+            block = self._new_block(size, segment, pool)
+        if block is None:
             self.oom_count += 1
             left = self._limit_bytes - self._device_used_bytes
             raise OutOfMemory(
                 requested_bytes=requested_bytes, segment_bytes=segment, free_bytes=left, held=self.state()
             )
-        return pool.index(address, self._addresses.sizes[address])
+        return block
 
-    def _new_block(self, size: int, segment: int, pool: Pool) -> int:
-        """Add a segment, or a block of an expandable one, and return its address; 0 where memory lacks."""
+    def _new_block(self, size: int, segment: int, pool: Pool) -> Block | None:
+        """Add a segment, or a block of an expandable one, and return it; None where memory lacks."""
+        pool.growths += 1
         if self.reserved_bytes + segment > self._allowed_bytes:
-            return 0
+            return None
         if self._expandable:
             return self._expand(size, pool)
         if not self._reserve(segment):
-            return 0
-        address = self._addresses.new(segment)
-        self._segments[address] = segment
-        pool.put(address, segment)
-        return address
+            return None
+        self.segment_count += 1
+        block = self._at.segment(segment, IN_USE)
+        pool.add(block)
+        return block
 
-    def _expand(self, size: int, pool: Pool) -> int:
-        """Map pages at the lowest address with room until a free block there is large enough; 0 where memory lacks."""
-        address = pool.place(size)
-        while (held := self._addresses.sizes.get(address, 0)) < size:
-            hole = address + held
-            mapped = ceil_to(min(size - held, self._addresses.unmapped[hole]), pool.page_bytes)
+    def _expand(self, size: int, pool: Pool) -> Block | None:
+        """Map pages at the lowest address with room until a free block there is large enough; None without memory."""
+        block = pool.place(size)
+        while block[STATE] is UNMAPPED or block[SIZE] < size:
+            hole, held = (block, 0) if block[STATE] is UNMAPPED else (block[AFTER], block[SIZE])
+            mapped = ceil_to(min(size - held, hole[SIZE]), pool.page_bytes)
             if not self._reserve(mapped):
-                return 0
-            pool.map(hole, mapped)
-        return address
+                return None
+            block = pool.map(hole, mapped)
+        return block
 
     def _reserve(self, size: int) -> bool:
         """Take memory from the device if it has as much."""
@@ -360,44 +417,40 @@ class CachingAllocator:
         self.reserved_bytes -= size
         self.device_free_count += 1
 
-    def _is_whole(self, key: int) -> bool:
-        return self._segments.get(key & ADDRESS_MASK) == key >> ADDRESS_BITS
-
-    def _release(self, pool: Pool, key: int) -> None:
+    def _release(self, pool: Pool, block: Block) -> None:
         """Give a whole segment back to CUDA."""
-        self._unreserve(pool.take(key & ADDRESS_MASK))
-        del self._segments[key & ADDRESS_MASK]
+        pool.remove(block)
+        self._unreserve(block[SIZE])
+        self.segment_count -= 1
 
     def _release_oversize(self, size: int, pool: Pool) -> bool:
         """Give back one block of max_split_size_mb or more that is as large as `size`, or several that sum to it."""
-        limit, free = self._config.max_split_size_bytes, pool.free
+        limit = self._config.max_split_size_bytes
         if limit is None or self._expandable:
             return False
-        index = pool.index(0, size)  # none from here on is below the limit, or it would have served the request
-        if index < len(free):
-            self._release(pool, free[index])
+        block = next(pool.blocks(size), None)  # it is not below the limit, or it would have served the request
+        if block is not None:
+            self._release(pool, block)
             return True
         released = 0
-        while released < size and free and free[-1] >> ADDRESS_BITS >= limit:
-            released += free[-1] >> ADDRESS_BITS
-            self._release(pool, free[-1])
+        while released < size and (block := pool.largest()) is not None and block[SIZE] >= limit:
+            released += block[SIZE]
+            self._release(pool, block)
         return released >= size
 
     def _collect_garbage(self) -> None:
         """Give back whole large segments, those unused for longer than the mean first, down to the threshold."""
         target = self.reserved_bytes - int(self._config.garbage_collection_threshold * self._allowed_bytes)
-        ages, now = self._addresses.ages or {}, self._addresses.lookups
         pools = [pool for pool in self._all_pools() if pool.is_large]
-        whole = [
-            (now - ages[key & ADDRESS_MASK], pool, key) for pool in pools for key in pool.free if self._is_whole(key)
-        ]
+        free = [(pool, block) for pool in pools for block in pool.blocks() if self._at.is_whole(block)]
+        whole = [(self._at.lookups - block[AGE], pool, block) for pool, block in free]
         while target > 0 and whole:
             mean = sum(age for age, _, _ in whole) / len(whole)
-            for age, pool, key in whole:
+            for age, pool, block in whole:
                 if age >= mean:
-                    target -= key >> ADDRESS_BITS
-                    self._release(pool, key)
-            whole = [(age, pool, key) for age, pool, key in whole if age < mean]
+                    target -= block[SIZE]
+                    self._release(pool, block)
+            whole = [(age, pool, block) for age, pool, block in whole if age < mean]
 
 
 def replay(

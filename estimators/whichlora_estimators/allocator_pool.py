@@ -1,158 +1,198 @@
-"""The free blocks of PyTorch's CUDA caching allocator, and the addresses that its segments lie at.
+"""The blocks of PyTorch's CUDA caching allocator: those in use, and the free ones of a stream by size.
 
-Source: BlockPool, ExpandableSegment and the functions around them in c10/cuda/CUDACachingAllocator.cpp of torch 2.14.1.
+Source: Block, BlockPool, ExpandableSegment and what goes with them in c10/cuda/CUDACachingAllocator.cpp of torch 2.14.1.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+from typing import Any
 
 PAGE_BYTES = 2 * 2**20  # what CUDA hands out, and most segments, are multiples
 
-# A free block is known by one integer, its size above its address: sorted, these are in PyTorch's order of best fit.
-ADDRESS_BITS = 56
-ADDRESS_MASK = 2**ADDRESS_BITS - 1
+# A block is a list, which is quick to make, and which compares by address: also its size and state, the blocks that it
+# touches, and how often the large pool had been searched when it became free.
+Block = list[Any]
+ADDRESS, SIZE, STATE, BEFORE, AFTER, AGE = range(6)
+IN_USE, FREE, UNMAPPED = False, True, None  # the last: addresses of an expandable segment without memory behind them
 
 
 class Addresses:
-    """What lies where, over all pools. No two segments touch, so that blocks of one never merge with another's."""
+    """What all pools share: where the next segment lies, and what lies at both ends of each."""
 
-    __slots__ = ("ages", "lookups", "next", "sizes", "starts", "unmapped")
+    __slots__ = ("edge", "lookups", "next")
 
-    def __init__(self, *, keep_ages: bool) -> None:
-        self.sizes: dict[int, int] = {}  # address of a free block -> its size
-        self.starts: dict[int, int] = {}  # end of a free block -> its address
-        self.unmapped: dict[int, int] = {}  # address of an unmapped range of an expandable segment -> its size
+    def __init__(self) -> None:
         self.next = PAGE_BYTES
         self.lookups = 0  # how often the large pool was searched
-        self.ages: dict[int, int] | None = {} if keep_ages else None  # address of a free block -> `lookups` until then
+        self.edge: Block = [0, 0, IN_USE, None, None, 0]
 
-    def new(self, size: int) -> int:
-        """Return where a segment of `size` bytes begins: above all others, as a fresh process mostly sees it."""
+    def segment(self, size: int, state: bool | None) -> Block:
+        """Return a block above all others, as a fresh process mostly sees it. No two segments touch."""
         address = self.next
         self.next += ceil_to(size, PAGE_BYTES) + PAGE_BYTES
-        return address
+        return [address, size, state, self.edge, self.edge, self.lookups]
+
+    def is_whole(self, block: Block) -> bool:
+        """Say whether a block is all of its segment."""
+        return block[BEFORE] is self.edge is block[AFTER]
 
 
 class Pool:
-    """The free blocks of one stream, small (up to 1 MiB) or large."""
+    """The free blocks of one stream, small (up to 1 MiB) or large.
 
-    __slots__ = ("addresses", "bases", "free", "is_large", "page_bytes", "slack_bytes", "span_bytes", "unmapped")
+    `of_size` holds them by size, each list by address; `sizes` are its keys in order, some of whose lists may be empty.
+    """
+
+    __slots__ = (
+        "at",
+        "growths",
+        "is_large",
+        "of_size",
+        "page_bytes",
+        "sizes",
+        "slack_bytes",
+        "span_bytes",
+        "starts",
+        "unmapped",
+    )
 
     def __init__(
         self, addresses: Addresses, *, is_large: bool, page_bytes: int, slack_bytes: int, device_bytes: int
     ) -> None:
-        self.addresses = addresses
+        self.at = addresses
         self.is_large = is_large
         self.page_bytes = page_bytes  # the segment of a request below 10 MiB, and what an expandable segment grows by
         self.slack_bytes = slack_bytes  # a remainder up to this stays with its block
         self.span_bytes = ceil_to(device_bytes + device_bytes // 8, page_bytes)  # addresses of an expandable segment
-        self.free: list[int] = []  # keys, ascending
-        self.bases: list[int] = []  # addresses of the expandable segments, ascending
-        self.unmapped: list[int] = []  # addresses of their unmapped ranges, ascending
+        self.of_size: dict[int, list[Block]] = {}
+        self.sizes: list[int] = []
+        self.growths = 0  # how often CUDA gave memory
+        self.starts: list[int] = []  # addresses of the expandable segments, ascending
+        self.unmapped: list[Block] = []  # their blocks without memory, by address
 
-    def put(self, address: int, size: int) -> None:
-        """Add a free block."""
-        at = self.addresses
-        at.sizes[address] = size
-        at.starts[address + size] = address
-        insort(self.free, size << ADDRESS_BITS | address)
-        if at.ages is not None:
-            at.ages[address] = at.lookups
+    def blocks(self, size: int = 0) -> Iterator[Block]:
+        """Go through the free blocks of at least `size` bytes in PyTorch's order of best fit: by size, then address."""
+        for each in self.sizes[bisect_left(self.sizes, size) :]:
+            yield from self.of_size[each]
 
-    def take(self, address: int) -> int:
-        """Remove the free block at an address and return its size."""
-        size = self.addresses.sizes.pop(address)
-        del self.addresses.starts[address + size]
-        del self.free[self.index(address, size)]
-        return size
+    def largest(self) -> Block | None:
+        """Return the last of them."""
+        return next((blocks[-1] for size in reversed(self.sizes) if (blocks := self.of_size[size])), None)
 
-    def index(self, address: int, size: int) -> int:
-        """Return where a block is, or would be, among the free ones."""
-        return bisect_left(self.free, size << ADDRESS_BITS | address)
+    def add(self, block: Block) -> None:
+        """Make a block a free one."""
+        block[STATE], block[AGE] = FREE, self.at.lookups
+        size = block[SIZE]
+        if size not in self.of_size:
+            self.of_size[size] = []
+            insort(self.sizes, size)
+        insort(self.of_size[size], block)
 
-    def merge(self, address: int, size: int) -> None:
-        """Add a free block as one with those that touch it."""
-        end = address + size
-        if end in self.addresses.sizes:
-            end += self.take(end)
-        before = self.addresses.starts.get(address)
-        if before is not None:
-            self.take(before)
-            address = before
-        self.put(address, end - address)
+    def remove(self, block: Block) -> None:
+        """Take a block out of the free ones."""
+        block[STATE] = IN_USE
+        self.of_size[block[SIZE]].remove(block)
 
-    def least_expandable(self, index: int) -> int:
-        """Move on from a block that could grow into unmapped addresses to those that would end up smaller."""
-        here = self._reach(index)
-        while index + 1 < len(self.free) and (there := self._reach(index + 1)) < here:
-            index, here = index + 1, there
-        return index
+    def split(self, block: Block, size: int) -> Block:
+        """Cut what is above `size` bytes off a block that is not free and return it, in the same state."""
+        rest = [block[ADDRESS] + size, block[SIZE] - size, block[STATE], block, block[AFTER], 0]
+        block[SIZE] = size
+        block[AFTER][BEFORE] = rest
+        block[AFTER] = rest
+        return rest
 
-    def _reach(self, index: int) -> int:
-        size, address = self.free[index] >> ADDRESS_BITS, self.free[index] & ADDRESS_MASK
-        return size + self.addresses.unmapped.get(address + size, 0)
+    def merge(self, block: Block) -> Block:
+        """Add a block to the free ones as one with those that touch it."""
+        if block[AFTER][STATE] is FREE:
+            self.remove(block[AFTER])
+            _join(block, block[AFTER])
+        if block[BEFORE][STATE] is FREE:
+            block = block[BEFORE]
+            self.remove(block)
+            _join(block, block[AFTER])
+        self.add(block)
+        return block
+
+    def least_expandable(self, size: int) -> Block | None:
+        """Move on from the best fit, if it could grow into unmapped addresses, to those that would end up smaller."""
+        found, least = None, 0
+        for block in self.blocks(size):
+            after = block[AFTER]
+            reach = block[SIZE] + (after[SIZE] if after[STATE] is UNMAPPED else 0)
+            if found is not None and reach >= least:
+                break
+            found, least = block, reach
+        return found
 
     # Expandable segments: addresses for more than the card has, backed page by page from the lowest on.
 
-    def place(self, size: int) -> int:
-        """Return where the lowest `size` bytes of free and unmapped addresses begin: at need in a new segment."""
-        at = self.addresses
+    def place(self, size: int) -> Block:
+        """Return the first of the free and unmapped blocks with the lowest `size` bytes: at need a new segment."""
         for hole in self.unmapped:
-            address = end = at.starts.get(hole, hole)
-            while end - address < size and (step := at.sizes.get(end) or at.unmapped.get(end)):
-                end += step
-            if end - address >= size:
-                return address
-        base = at.new(self.span_bytes)
-        self.bases.append(base)
-        self.unmapped.append(base)
-        at.unmapped[base] = self.span_bytes
-        return base
+            first = block = hole[BEFORE] if hole[BEFORE][STATE] is FREE else hole
+            room = 0
+            while block[STATE] is not IN_USE:
+                room += block[SIZE]
+                if room >= size:
+                    return first
+                block = block[AFTER]
+        segment = self.at.segment(self.span_bytes, UNMAPPED)
+        self.starts.append(segment[ADDRESS])
+        self.unmapped.append(segment)
+        return segment
 
-    def map(self, hole: int, size: int) -> None:
-        """Back the first `size` bytes, whole pages, of an unmapped range."""
-        rest = self.addresses.unmapped.pop(hole) - size
+    def map(self, hole: Block, size: int) -> Block:
+        """Back the first `size` bytes, whole pages, of an unmapped block; returns the free block they are in."""
         index = bisect_left(self.unmapped, hole)
-        if rest:
-            self.addresses.unmapped[hole + size] = rest
-            self.unmapped[index] = hole + size
+        if hole[SIZE] > size:
+            self.unmapped[index] = self.split(hole, size)
         else:
             del self.unmapped[index]
-        self.merge(hole, size)
+        return self.merge(hole)
 
-    def unmap(self, address: int) -> int:
-        """Give up the pages that lie entirely in the free block at an address and return their bytes."""
-        end = address + self.addresses.sizes[address]
-        base = self.bases[bisect_right(self.bases, address) - 1]
-        hole = base + ceil_to(address - base, self.page_bytes)
-        hole_end = end - (end - base) % self.page_bytes
-        if hole >= hole_end:
+    def unmap(self, block: Block) -> int:
+        """Give up the pages that lie entirely in a free block and return their bytes."""
+        address: int = block[ADDRESS]
+        end: int = address + block[SIZE]
+        start = self.starts[bisect_right(self.starts, address) - 1]
+        hole_start = start + ceil_to(address - start, self.page_bytes)
+        hole_end = end - (end - start) % self.page_bytes
+        if hole_start >= hole_end:
             return 0
-        self.take(address)
-        if address < hole:
-            self.put(address, hole - address)
+        self.remove(block)
+        hole = block
+        if address < hole_start:
+            hole = self.split(block, hole_start - address)
+            self.add(block)
         if hole_end < end:
-            self.put(hole_end, end - hole_end)
-        self._add_hole(hole, hole_end, base)
-        return hole_end - hole
+            self.add(self.split(hole, hole_end - hole_start))
+        self._add_hole(hole, start)
+        return hole_end - hole_start
 
-    def _add_hole(self, hole: int, end: int, base: int) -> None:
-        """Merge an unmapped range with those that touch it; a segment with nothing mapped gives up its addresses."""
-        sizes = self.addresses.unmapped
+    def _add_hole(self, hole: Block, start: int) -> None:
+        """Merge an unmapped block with those that touch it; a segment with nothing mapped gives up its addresses."""
+        hole[STATE] = UNMAPPED
         index = bisect_left(self.unmapped, hole)
-        if end in sizes:
-            end += sizes.pop(end)
+        if hole[AFTER][STATE] is UNMAPPED:
             del self.unmapped[index]
-        if index and (before := self.unmapped[index - 1]) + sizes[before] == hole:
+            _join(hole, hole[AFTER])
+        if hole[BEFORE][STATE] is UNMAPPED:
+            hole = hole[BEFORE]
             index -= 1
-            hole = self.unmapped.pop(index)
-        if end - hole == self.span_bytes:
-            sizes.pop(hole, None)
-            self.bases.remove(base)
+            del self.unmapped[index]
+            _join(hole, hole[AFTER])
+        if self.at.is_whole(hole):
+            self.starts.remove(start)
         else:
-            sizes[hole] = end - hole
             self.unmapped.insert(index, hole)
+
+
+def _join(block: Block, after: Block) -> None:
+    block[SIZE] += after[SIZE]
+    block[AFTER] = after[AFTER]
+    block[AFTER][BEFORE] = block
 
 
 def ceil_to(value: int, unit: int) -> int:

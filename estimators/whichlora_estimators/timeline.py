@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -36,8 +36,6 @@ WEIGHT_DTYPE: Mapping[str, Dtype] = {
 }
 AUTOCAST: Mapping[str, Dtype] = {"bf16-mixed": BF16, "fp16-mixed": FP16}
 
-#: Training steps that are laid out: the first makes the optimizer's state, the third finds the allocator settled.
-STEPS = 3
 #: Decode steps that are laid out one by one; of a longer generation, the first ones and the last one.
 DECODE_STEPS = 8
 
@@ -53,13 +51,17 @@ class Segment:
 
 @dataclass(slots=True, kw_only=True)
 class Timeline:
-    """What happens in a workload: a setup, then segments in the `order` in which they happen, some more than once."""
+    """What happens in a workload: a setup, then segments in the `order` in which they happen, some more than once.
+
+    The last `repeated` of them are the same as those right before, and free all that they allocate.
+    """
 
     tape: Tape
     parameters: list[Parameter]
     setup: Segment
     order: list[Segment] = field(default_factory=list)
     skipped_decode_steps: int = 0
+    repeated: int = 0
 
     @property
     def trainable_params(self) -> int:
@@ -68,25 +70,40 @@ class Timeline:
 
     def events(self) -> list[int]:
         """Return all events in the order in which they happen."""
-        laid: list[int] = []
-        for segment in (self.setup, *self.order):
-            laid += self.tape.events[segment.first.event : segment.last.event]
-        return laid
+        return self._events((self.setup, *self.order))
 
     def replay(self, allocator: CachingAllocator) -> AllocatorState:
         """Run everything on an allocator and return its counters, peaks from the end of the setup on.
 
         Raises OutOfMemory where the allocator has a limit.
         """
-        events, start, setup = self.events(), 0, self.setup.last.event
-        for stop in sorted({*self.tape.emptied, setup, len(events)}):
-            allocator.run(self.tape.sizes, events[start:stop])
+        sizes, start, setup = self.tape.sizes, 0, self.tape.events[: self.setup.last.event]
+        for stop in (*self.tape.emptied, len(setup)):
+            allocator.run(sizes, setup[start:stop])
             if stop in self.tape.emptied:
                 allocator.empty_cache()
-            if stop == setup:
-                allocator.reset_peaks()
             start = stop
+        allocator.reset_peaks()
+        with no_collector():
+            allocator.run(sizes, self._events(self.order[: len(self.order) - 2 * self.repeated]))
+            if self.repeated:
+                allocator.run_twice(sizes, self._events(self.order[-self.repeated :]))
         return allocator.state()
+
+    def _events(self, segments: Sequence[Segment]) -> list[int]:
+        return [event for each in segments for event in self.tape.events[each.first.event : each.last.event]]
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Let nothing look for cycles: what dies here dies with its last reference, and looking takes a fifth of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Recorder:
@@ -119,10 +136,10 @@ def lay(
     """
     config = workload.config if config is None else config
     tape = Tape(compute_capability, multiprocessors=multiprocessors, stack=stack)
-    collects = gc.isenabled()
-    gc.disable()  # what dies here dies with its last reference; looking for cycles takes a fifth of the time
     try:
-        return (_lay_generation if workload.phase == "generate" else _lay_training)(workload, config, tape, whole=whole)
+        with no_collector():
+            lay_phase = _lay_generation if workload.phase == "generate" else _lay_training
+            return lay_phase(workload, config, tape, whole=whole)
     except NotAlike:
         return lay(
             workload,
@@ -132,9 +149,6 @@ def lay(
             stack=stack,
             whole=True,
         )
-    finally:
-        if collects:
-            gc.enable()
 
 
 def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Model:
@@ -213,7 +227,12 @@ def _lay_training(workload: Workload, config: Mapping[str, Any], tape: Tape, *, 
     step = [*first, *(workload.accumulation - 1) * later, *clipping]
     repeated = {id(segment): _again(tape, segment) for segment in step}
     again = [repeated[id(segment)] for segment in step]
-    timeline.order = [*step, *start, *update, *clear] + (STEPS - 1) * [*again, *update, *clear]
+    later_step = [
+        *again,
+        *update,
+        *clear,
+    ]  # twice: the first step made the optimizer's state, the third finds all settled
+    timeline.order, timeline.repeated = [*step, *start, *update, *clear, *later_step, *later_step], len(later_step)
     del state
     return timeline
 

@@ -63,6 +63,29 @@ def test_replay_is_malloc_and_free_in_one_go(trace: Trace, limited: bool) -> Non
     assert outcomes[0] == outcomes[1]
 
 
+@given(traces, st.booleans())
+def test_a_step_that_repeats_is_replayed_as_often(trace: Trace, limited: bool) -> None:
+    """What of a second time is not replayed would have changed no counter."""
+    config = AllocatorConfig(**trace.settings)
+    sizes, events = run_events(trace)
+    half = len(events) // 2
+    live = {event for event in events[half:] if event >= 0}
+    step = [event for event in events[half:] if event >= 0 or ~event in live]
+    step += [~event for event in live if ~event not in step]
+    outcomes = []
+    for twice in (True, False):
+        allocator = CachingAllocator(config, limit_bytes=trace.limit_bytes if limited else None)
+        with suppress(OutOfMemory):
+            allocator.run(sizes, events[:half])
+            if twice:
+                allocator.run_twice(sizes, step)
+            else:
+                allocator.run(sizes, step)
+                allocator.run(sizes, step)
+        outcomes.append(allocator.state())
+    assert outcomes[0] == outcomes[1]
+
+
 @given(traces)
 def test_memory_is_requested_within_allocated_within_reserved(trace: Trace) -> None:
     """Requested ≤ allocated ≤ reserved ≤ device, no counter is negative, and no peak below its present value."""
