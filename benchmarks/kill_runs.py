@@ -2,8 +2,8 @@
 
     python benchmarks/kill_runs.py --rounds 100
 
-In each round both commands run at once. Each is killed a moment after a random one of its workloads was reported as done,
-or before the first; then the store has to open and hold everything that was reported, each thing once, and no worker may
+In each round both commands run at once (or one: --only). Each is killed a moment after a random one of its workloads was
+reported as done, or before the first; then the store has to open and hold everything that was reported, each thing once, and no worker may
 be left. In the last round nobody is killed: both have to succeed, and every row of both has to be there.
 """
 
@@ -157,15 +157,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--only", choices=tuple(COMMANDS), help="run this command alone")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(10**6)
     print(f"seed {seed}", file=sys.stderr)
     rng, told, mark = random.Random(seed), set[str](), uuid.uuid4().hex
+    commands = [options.only] if options.only else list(COMMANDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = folder / "store.duckdb"
         for number in range(options.rounds + 1):
-            runs = [Run(folder, command, f"{command}-{number}", number + 8, mark) for command in COMMANDS]
+            runs = [Run(folder, command, f"{command}-{number}", number + 8, mark) for command in commands]
             if number < options.rounds:
                 kill_both(runs, rng)
             else:
@@ -174,7 +176,7 @@ def main() -> None:
             wait_for_workers(mark)
             told |= {name for run in runs for name in run.done}
             found = check(store, told)
-        print(f"{2 * options.rounds:6d} kills")
+        print(f"{len(commands) * options.rounds:6d} kills")
         print(f"{len(told):6d} workloads reported, all found")
         print(f"{len(found - told):6d} workloads found that nobody lived to report")
 

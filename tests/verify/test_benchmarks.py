@@ -21,6 +21,11 @@ def benchmark(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+def test_a_killed_rehearsal_loses_nothing_that_was_reported() -> None:
+    """After SIGKILL between two workloads, the store opens with what was told, no worker is left, and the next run succeeds."""
+    assert "     1 kills\n" in benchmark("kill_runs.py", "--rounds", "1", "--seed", "0", "--only", "rehearse")
+
+
 @pytest.mark.skipif("WHICHLORA_KILL_RUNS" not in os.environ, reason="takes minutes: set WHICHLORA_KILL_RUNS=10")
 def test_killed_runs_lose_nothing_that_was_reported() -> None:
     """After SIGKILL at random moments of two runs on one store, it opens with all that was told, and no worker is left.
