@@ -3,8 +3,8 @@
     python benchmarks/kill_runs.py --rounds 100
 
 In each round both commands run at once (or one: --only). Each is killed a moment after a random one of its workloads was
-reported as done, or before the first; then the store has to open and hold everything that was reported, each thing once, and no worker may
-be left. In the last round nobody is killed: both have to succeed, and every row of both has to be there.
+reported as done, or before the first; then the store has to open and hold everything that was reported, each thing once,
+and no worker may be left. In the last round nobody is killed: both have to succeed, and every row of both has to be there.
 """
 
 from __future__ import annotations

@@ -1,20 +1,28 @@
 """How much better a user without a GPU predicts after pulling what a lab measured.
 
-    python -m benchmarks.shared_lab
+    python -m benchmarks.shared_lab [--kills 6]
 
 Made, not measured: each of the lab's cards differs from the formula by factors of its own, for process bytes and for
-times, and each run by noise. Users with cards push to a remote; one without pulls, calibrates, and predicts models
-that nobody ran, on the lab's cards. The errors before and after are printed.
+times, and each run by noise. Users with cards measure, push to a remote and pull from it, each in a process of its own,
+which is killed now and then; the remote is on an S3 server process (moto), or a folder where that is not installed. In
+the end all of them have to hold the same rows. One user without a GPU pulls, calibrates, and predicts models that nobody
+ran, on the lab's cards: the errors before and after are printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import math
+import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -28,7 +36,14 @@ from whichlora_estimators.stack import stack_of
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import Environment, Measurement, TimeStats, open_remote, open_store, pull, push
 
-USERS = {"ada": ("rtx-4090", "l4"), "bob": ("a100-sxm-80gb", "rtx-3090")}
+USERS = {
+    "ada": ("rtx-4090", "l4", "t4", "rtx-3060"),
+    "bob": ("a100-sxm-80gb", "rtx-3090", "l40s"),
+    "carl": ("h100-sxm-80gb", "a40", "rtx-a6000"),
+}
+#: Those of two of them, where a lab is to be small.
+FEW = {"ada": ("rtx-4090", "l4"), "bob": ("a100-sxm-80gb", "rtx-3090")}
+Users = Mapping[str, Sequence[str]]
 VERSIONS = {"torch": "2.6.0", "transformers": "4.51.3"}
 #: Standard deviations of the logarithms: of a card's factors of memory and of times, and of each run.
 MEMORY_SPREAD, TIME_SPREAD, NOISE = 0.05, 0.25, 0.02
@@ -120,10 +135,10 @@ def runs(gpus: Sequence[str], models: Sequence[int], seed: int, repeats: int = 1
                 yield run(work, gpu, truth, rng, number)
 
 
-def errors(correction: Correction | None, seed: int) -> dict[str, float]:
+def errors(correction: Correction | None, seed: int, users: Users = FEW) -> dict[str, float]:
     """Return the median errors of process bytes and of times, on all cards and models that nobody ran."""
     missed: dict[str, list[float]] = {"process bytes": [], "times": []}
-    for gpu in (gpu for gpus in USERS.values() for gpu in gpus):
+    for gpu in (gpu for gpus in users.values() for gpu in gpus):
         truth = Truth.of(gpu, seed)
         for work in workloads(NOT_RAN):
             found = predict(work, find_gpu(gpu), stack=stack_of(VERSIONS), correction=correction)
@@ -139,30 +154,118 @@ def errors(correction: Correction | None, seed: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in missed.items()}
 
 
-def learnt(folder: Path, url: str, seed: int) -> Correction:
+def learnt(folder: Path, url: str, seed: int, users: Users = FEW) -> Correction:
     """Have the lab's users measure and push, and one without a GPU pull and calibrate; return what that one learnt."""
-    remote = open_remote(url)
-    for user, gpus in USERS.items():
+    for user, gpus in users.items():
         store = open_store(folder / f"{user}.duckdb")
         store.add(list(runs(gpus, RAN, seed)))
-        push(store, remote)
-    without = open_store(folder / "eve.duckdb")
-    pull(without, remote)
+        push(store, open_remote(url))
+    return pulled(folder / "eve.duckdb", url)
+
+
+def pulled(path: Path, url: str) -> Correction:
+    """Have one without a GPU pull and calibrate."""
+    without = open_store(path)
+    pull(without, open_remote(url))
     measurements = (measurement for batch in without.iterate() for measurement in batch)
     compared = cases_of(measurements, Forecasts())
     return calibrate(compared.cases, compared.left, rows=compared.rows).correction
 
 
+# A lab of processes ----------------------------------------------------------------------------------------------------
+
+
+def member(path: Path, url: str, user: str, seed: int) -> None:
+    """Be one user: measure, push and pull in turns, and say how many were added. Started again, it goes on."""
+    store, remote = open_store(path), open_remote(url)
+    for number, made in enumerate(runs(USERS[user], RAN, seed)):
+        if store.add([made]) and number % 5 == 0:
+            push(store, remote)
+            pull(store, remote)
+        print(made.id, flush=True)
+    push(store, remote)
+
+
+def living(folder: Path, url: str, seed: int, kills: int) -> set[str]:
+    """Let the users work at once, each killed now and then; return the ids that they were told are stored."""
+    rng, told = random.Random(seed), set[str]()
+
+    def start(user: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.shared_lab",
+            "--member",
+            user,
+            "--store",
+            f"{folder / user}.duckdb",
+        ]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        arguments = ["--url", url, "--seed", str(seed)]
+        return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+
+    waiting = [(user, rng.random() * 10) for user in USERS for _ in range(kills // len(USERS))]
+    running = {user: start(user) for user in USERS}
+    for user, pause_s in waiting:
+        time.sleep(pause_s)
+        running[user].kill()
+        told |= set(str(running[user].communicate()[0]).split())
+        running[user] = start(user)
+    for user, process in running.items():
+        told |= set(str(process.communicate()[0]).split())
+        if process.returncode:
+            raise RuntimeError(f"{user} ended with {process.returncode}")
+    return told
+
+
+def converged(folder: Path, url: str, told: set[str]) -> int:
+    """Exchange once more, and return how many rows all stores hold. Raises RuntimeError for a lost or a doubled one."""
+    stores = [open_store(folder / f"{user}.duckdb") for user in USERS]
+    for _ in range(2):
+        for store in stores:
+            pull(store, open_remote(url))
+            push(store, open_remote(url))
+    held = [[one.id for batch in store.iterate() for one in batch] for store in stores]
+    if any(sorted(ids) != sorted(held[0]) or len(ids) != len(set(ids)) for ids in held) or told - set(held[0]):
+        raise RuntimeError(f"the stores differ: {[len(ids) for ids in held]} rows, {len(told)} were told")
+    return len(held[0])
+
+
+@contextlib.contextmanager
+def place(folder: Path) -> Iterator[str]:
+    """Give the URL of an empty remote: on an S3 server process, or a folder."""
+    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("s3fs") is None:
+        yield str(folder / "remote")
+        return
+    from tests.profiles_db.s3server import BUCKET, s3_server
+
+    with s3_server() as variables:
+        os.environ.update(variables)
+        yield f"s3://{BUCKET}/lab"
+
+
 def main() -> None:
-    """Print errors before and after for a few labs."""
+    """Let a few labs live, and print errors before and after."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labs", type=int, default=3)
-    for seed in range(parser.parse_args().labs):
-        with tempfile.TemporaryDirectory() as name:
-            correction = learnt(Path(name), str(Path(name) / "remote"), seed)
-        before, after = errors(None, seed), errors(correction, seed)
-        told = (f"{name} {before[name]:.1%} before pull, {after[name]:.1%} after" for name in before)
-        print(f"lab {seed}: median error of {'; of '.join(told)}", flush=True)
+    parser.add_argument("--labs", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=6)
+    for name in ("--member", "--store", "--url", "--seed"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.member:
+        member(Path(options.store), options.url, options.member, int(options.seed))
+        return
+    for seed in range(options.labs):
+        with tempfile.TemporaryDirectory() as name, place(Path(name)) as url:
+            folder = Path(name)
+            told = living(folder, f"{url}-{seed}", seed, options.kills)
+            rows = converged(folder, f"{url}-{seed}", told)
+            where = url.partition(":")[0] if "://" in url else "a folder"
+            print(f"lab {seed}: {len(USERS)} users on {where}, {options.kills} kills: {rows} rows, the same everywhere")
+            correction = pulled(folder / "eve.duckdb", f"{url}-{seed}")
+        before, after = errors(None, seed, USERS), errors(correction, seed, USERS)
+        gains = (f"{what} {before[what]:.1%} before pull, {after[what]:.1%} after" for what in before)
+        print(f"lab {seed}: without a GPU, median error of {'; of '.join(gains)}", flush=True)
 
 
 if __name__ == "__main__":
