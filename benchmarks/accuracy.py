@@ -1,10 +1,11 @@
 """Compare estimates with rehearsed truth: error of peaks by family, method, phase.
 
-usage: python benchmarks/accuracy.py WORKLOADS.jsonl[.gz] [--only SUBSTRING] [--json] [--ratios FILE]
+usage: python benchmarks/accuracy.py WORKLOADS.jsonl[.gz] [--only SUBSTRING] [--json] [--ratios FILE] [--keep FILE]
        python benchmarks/accuracy.py WORKLOADS.jsonl[.gz] --diff ID [--layers N] [--smallest BYTES]
 
 Each line is a workload with its `truth` (allocated_peak_bytes, reserved_peak_bytes, trainable_params). `--ratios`
-writes the quantiles of measured over predicted bytes that predictions take their intervals from. `--diff` rehearses one
+writes the quantiles of measured over predicted bytes that predictions take their intervals from, `--keep` what the page
+of the docs shows: `--keep benchmarks/grid_accuracy.json` of grid.jsonl.gz. `--diff` rehearses one
 workload and shows the first allocations where its timeline and the real trace part.
 """
 
@@ -30,6 +31,8 @@ from whichlora_estimators.timeline import lay
 from whichlora_estimators.workload import Workload, workload_from_json
 
 COVERAGE = 0.9
+#: Lines that are farthest off, to be shown.
+WORST = 10
 #: The phase of a rehearsal that a segment of the timeline belongs to.
 PHASES = {
     "optimizer state": "optimizer",
@@ -78,11 +81,13 @@ def main() -> None:
     parser.add_argument("--gpu", default="a100-sxm-80gb")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--ratios", type=Path, help="write interval ratios to this file")
+    parser.add_argument("--keep", type=Path, help="write the summary to this file, for docs/generate.py")
     parser.add_argument("--diff", metavar="ID", help="show where this workload's timeline and its real trace part")
     parser.add_argument("--layers", type=int, help="with --diff: cut the model to so many layers")
     parser.add_argument("--smallest", type=int, default=2048, help="with --diff: leave out smaller allocations (bytes)")
     parser.add_argument("--step", type=int, default=2, help="with --diff: which step, or token, is compared")
     parser.add_argument("--hunks", type=int, default=8, help="with --diff: how many differences are shown")
+    parser.add_argument("--stack", default="", help="with --diff: under these releases (whichlora rehearse --stack)")
     arguments = parser.parse_args()
     lines = [line for line in read_text(arguments.workloads).splitlines() if arguments.only in line]
     if arguments.diff:
@@ -92,6 +97,9 @@ def main() -> None:
     if arguments.ratios:
         text = json.dumps(ratios(cases, lines, arguments.workloads.name), indent=1)
         arguments.ratios.write_text(text + "\n", encoding="utf-8")
+    if arguments.keep:
+        kept = {"source": arguments.workloads.name, "rows_sha256": digest(lines), **summary(cases, refused)}
+        arguments.keep.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(summary(cases, refused)) if arguments.json else report(cases, refused))
 
 
@@ -111,7 +119,7 @@ def diff(lines: Sequence[str], arguments: argparse.Namespace) -> str:
     if not found:
         raise SystemExit(f"no line with id {arguments.diff!r} in {arguments.workloads}")
     settings = {"layers": arguments.layers, "step": arguments.step, "hunks": arguments.hunks}
-    return trace_diff(found[0], smallest_bytes=arguments.smallest, **settings)
+    return trace_diff(found[0], smallest_bytes=arguments.smallest, stack=arguments.stack, **settings)
 
 
 def compare(lines: Sequence[dict[str, Any]], gpu_name: str) -> tuple[list[Case], list[str]]:
@@ -126,6 +134,7 @@ def compare(lines: Sequence[dict[str, Any]], gpu_name: str) -> tuple[list[Case],
             refused.append(f"{fields.get('id')}: {error}")
             continue
         group = {
+            "drawn": workload.id.partition("-")[0],
             "family": str(fields["config"]["model_type"]),
             "method": workload.method if workload.phase == "train" else "-",
             "quantization": workload.quantization,
@@ -184,7 +193,10 @@ def summary(cases: Sequence[Case], refused: Sequence[str]) -> dict[str, Any]:
         members = [case for case in cases if part in case.parts]
         errors = {"allocated": statistics(members, partial(Case.part_error, name=part))}
         by.append({"component": part, "lines": len(members), **errors})
-    worst = sorted(cases, key=lambda case: -abs(case.allocated_error))[:10]
+    worst = {
+        name: sorted(cases, key=lambda case, error=error: -abs(error(case)))[:WORST]  # type: ignore[misc]
+        for name, error in COUNTERS.items()
+    }
     return {
         "schema": 1,
         "lines": len(cases),
@@ -192,7 +204,10 @@ def summary(cases: Sequence[Case], refused: Sequence[str]) -> dict[str, Any]:
         "trainable_equal": sum(case.trainable_equal for case in cases),
         **{name: statistics(cases, error) for name, error in COUNTERS.items()},
         "by": by,
-        "worst": [{"id": case.id, **case.group, "error": case.allocated_error} for case in worst],
+        "worst": {
+            name: [{"id": case.id, **case.group, "error": COUNTERS[name](case)} for case in members]
+            for name, members in worst.items()
+        },
     }
 
 
@@ -217,9 +232,12 @@ def report(cases: Sequence[Case], refused: Sequence[str]) -> str:
         lines.append(f"{counter:<10} {_shown(found[counter])}")
     for row in found["by"]:
         key, value = next(iter(row.items()))
-        lines.append(f"  {key:<13}{value:<14}{row['lines']:>4}  {_shown(row['allocated'])}")
+        reserved = f"  reserved {_shown(row['reserved'])}" if "reserved" in row else ""
+        lines.append(f"  {key:<13}{value:<14}{row['lines']:>4}  {_shown(row['allocated'])}{reserved}")
     lines += [
-        f"  worst {row['id']:<10} {100 * row['error']:+.2f}%  {row['family']} {row['method']}" for row in found["worst"]
+        f"  worst {name:<10}{row['id']:<11} {100 * row['error']:+.2f}%  {row['family']} {row['method']}"
+        for name, rows in found["worst"].items()
+        for row in rows
     ]
     return "\n".join([*lines, *(f"  refused {reason}" for reason in refused)])
 
@@ -244,8 +262,12 @@ def ratios(cases: Sequence[Case], lines: Sequence[str], name: str) -> dict[str, 
         by_phase[phase] = {
             key: [round(quantile(each, tail), 5), round(quantile(each, 1 - tail), 5)] for key, each in values.items()
         }
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return {"coverage": COVERAGE, "rows": len(cases), "source": name, "rows_sha256": digest, "ratios": by_phase}
+    return {"coverage": COVERAGE, "rows": len(cases), "source": name, "rows_sha256": digest(lines), "ratios": by_phase}
+
+
+def digest(lines: Sequence[str]) -> str:
+    """Return the SHA-256 of the lines of a file."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 if __name__ == "__main__":

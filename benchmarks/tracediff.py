@@ -13,7 +13,9 @@ from typing import Any
 
 from whichlora.nulldevice import environment
 from whichlora.rehearse.cards import find_card
+from whichlora.rehearse.stacks import OtherStack, make_stack
 from whichlora_estimators.families import find_family
+from whichlora_estimators.stack import NEWEST_STACK, stack_of
 from whichlora_estimators.timeline import Timeline, lay
 from whichlora_estimators.workload import Workload, workload_from_json
 
@@ -27,11 +29,18 @@ PHASES = {
 Event = tuple[int, str]  # bytes, negative for a release, and where it comes from
 
 
-def trace_diff(fields: Mapping[str, Any], *, layers: int | None, smallest_bytes: int, step: int, hunks: int) -> str:
-    """Return the first places where a step (1 is the first one) differs, releases in a row taken in any order."""
-    fields = {key: value for key, value in fields.items() if key != "truth"}
+def trace_diff(
+    fields: Mapping[str, Any], *, layers: int | None, smallest_bytes: int, step: int, hunks: int, stack: str = ""
+) -> str:
+    """Return the first places where a step (1 is the first one) differs, releases in a row taken in any order.
+
+    `stack` are requirements of other releases (`whichlora rehearse --stack`), under which both run then.
+    """
+    fields = {key: value for key, value in fields.items() if key not in ("truth", "versions")}
     workload = _shallow(workload_from_json(fields), layers)
-    real, ours = real_phases(workload), our_phases(lay(workload))
+    other = make_stack(stack) if stack else None
+    known = stack_of(other.versions) if other else NEWEST_STACK
+    real, ours = real_phases(workload, other), our_phases(lay(workload, stack=known))
     parts = []
     for name in [name for name in ours if name in real]:
         index = min(step, len(ours[name]), len(real[name])) - 1
@@ -45,12 +54,17 @@ def _shallow(workload: Workload, layers: int | None) -> Workload:
     return workload if layers is None else workload.with_(config={**workload.config, key: layers})
 
 
-def real_phases(workload: Workload) -> dict[str, list[list[Event]]]:
+def real_phases(workload: Workload, other: OtherStack | None = None) -> dict[str, list[list[Event]]]:
     """Rehearse on the null device with PyTorch's memory history: events by phase, in the order of its occurrences."""
-    settings = {**os.environ, **environment(find_card("unlimited"), context_bytes=0), "TORCH_SYMBOLIZE_MODE": "dladdr"}
+    python = other.python if other else Path(sys.executable)
+    settings = {**os.environ, **environment(find_card("unlimited"), context_bytes=0, python=python)}
+    settings["TORCH_SYMBOLIZE_MODE"] = "dladdr"
+    if other:
+        paths = [path for path in settings["PYTHONPATH"].split(os.pathsep) if path not in sys.path]
+        settings["PYTHONPATH"] = os.pathsep.join([str(other.packages), *paths])
     text = json.dumps({name: getattr(workload, name) for name in workload.__dataclass_fields__}, default=list)
     script = Path(__file__).with_name("trace_real.py")
-    done = subprocess.run([sys.executable, script], input=text, env=settings, capture_output=True, text=True)
+    done = subprocess.run([python, script], input=text, env=settings, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     found = json.loads(done.stdout)
