@@ -129,19 +129,20 @@ def _record_history(cuda: ModuleType) -> None:
 def decompose_on_host(linalg: ModuleType) -> None:
     """Let the host decompose matrices: the null device has no cuSOLVER. Its workspaces on a card are not counted."""
 
-    def on_host(decompose: Callable[..., Any]) -> Callable[..., Any]:
+    def on_host(name: str, decompose: Callable[..., Any]) -> Callable[..., Any]:
         def decomposed(matrix: Any, *args: Any, **kwargs: Any) -> Any:
             if not matrix.is_cuda:
                 return decompose(matrix, *args, **kwargs)
-            found = decompose(matrix.cpu(), *args, **kwargs)
-            if isinstance(found, tuple):
-                return type(found)(part.to(matrix.device) for part in found)
-            return found.to(matrix.device)
+            with ticking.decomposing(name, matrix):
+                found = decompose(matrix.cpu(), *args, **kwargs)
+                if isinstance(found, tuple):
+                    return type(found)(part.to(matrix.device) for part in found)
+                return found.to(matrix.device)
 
         return decomposed
 
     for name in ("eigh", "pinv", "qr", "svd"):
-        setattr(linalg, name, on_host(getattr(linalg, name)))
+        setattr(linalg, name, on_host(name, getattr(linalg, name)))
 
 
 def _report_of_forked(util: ModuleType) -> None:

@@ -7,12 +7,13 @@ the host of the target is not this one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -21,10 +22,17 @@ from whichlora_estimators.gpus import Gpu, gpu_from_fields
 from whichlora_estimators.roofline import Roofline, launch_seconds
 from whichlora_estimators.tape import Kernel
 
-from .seen import kernels_of
+from .decomposed import AROUND_SVD, svd_seconds
+from .seen import kernels_of, tensors_in
 
 #: The card, as JSON, in the environment of a process whose CUDA events are to tell its time.
 TIME = "WHICHLORA_REHEARSAL_TIME"
+
+# What the host takes for a launch, in launches of modules that run without autograd, which is what is known of hosts: of
+# modules while autograd records, of autograd's own in backward, of operators that Python calls outside of any module (an
+# optimizer that is a loop), and for each tensor of an operator on a list of them (clipping, foreach optimizers).
+# Measured on the null device: benchmarks/host_shares.py, 2026-11-22, PyTorch 2.14.
+RECORDED, BACKWARD, OUTSIDE, LISTED = 1.36, 1.07, 0.6, 0.2
 
 
 def variables(gpu: Gpu) -> dict[str, str]:
@@ -44,7 +52,8 @@ class Lanes:
     """What the null device's lanes show, and when each optimizer step of this process ended on the card."""
 
     control: Any
-    steps_s: list[float]
+    issue: _Issue
+    steps_s: list[float] = field(default_factory=list)
 
     def device_s(self) -> float:
         """Return when the card has done all that was issued so far."""
@@ -57,57 +66,101 @@ class Lanes:
         gaps = [b - a for a, b in pairwise(ends)]
         return statistics.median(gaps) if gaps else None
 
+    @contextlib.contextmanager
+    def decomposing(self, name: str, matrix: Any) -> Iterator[None]:
+        """Lay what the card takes to decompose a matrix, in place of the copies by which the host does it."""
+        self.issue.resting = True
+        try:
+            yield
+        finally:
+            self.issue.resting, self.issue.seen = False, self.control.launches()
+        if name in AROUND_SVD:
+            count = matrix.shape[:-2].numel()
+            self.control.work(0.0, svd_seconds(min(matrix.shape[-2:])) * count)
+            import_module("torch").cuda.synchronize()  # whether it converged is read back
+            kernels = [Kernel(2 * matrix.numel() * matrix.element_size())] * AROUND_SVD[name]
+            self.issue.lay(kernels, OUTSIDE)
+
 
 def start(control: Any) -> Lanes:
     """Watch every operator of this process from now on; `control` is the null device's. PyTorch must be importable."""
-    import torch
-
-    gpu = gpu_from_fields(json.loads(os.environ[TIME]))
-    lanes = Lanes(control, [])
-    _mode(gpu, control).__enter__()
+    issue = _Issue(gpu_from_fields(json.loads(os.environ[TIME])), control)
+    lanes = Lanes(control, issue)
+    control.work(0.0, 0.0)  # from now on events show this clock
+    issue.watch_modules()
+    _mode(issue).__enter__()
     hooks: Any = import_module("torch.optim.optimizer")
     hooks.register_optimizer_step_post_hook(lambda *_: lanes.steps_s.append(lanes.device_s()))
-    del torch
     return lanes
 
 
-def _mode(gpu: Gpu, control: Any) -> Any:
+class _Issue:
+    """The host's lane: who calls for a launch now, and what that takes."""
+
+    def __init__(self, gpu: Gpu, control: Any) -> None:
+        self.launches: Callable[[], int] = control.launches
+        self.work: Callable[[float, float], None] = control.work
+        self.roofline, self.launch_s = Roofline(gpu), launch_seconds(gpu)
+        self.durations: dict[Kernel, float] = {}
+        self.main = threading.get_ident()
+        self.modules = 0
+        self.seen = self.launches()
+        self.resting = False
+
+    def watch_modules(self) -> None:
+        """Count from now on how many modules are running."""
+        hooks: Any = import_module("torch.nn.modules.module")
+        hooks.register_module_forward_pre_hook(self._enter)
+        hooks.register_module_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, *_: Any) -> None:
+        self.modules += 1
+
+    def _leave(self, *_: Any) -> None:
+        self.modules -= 1
+
+    def share(self, recording: bool) -> float:
+        """Return how long a launch takes whoever calls now, in launches of modules without autograd."""
+        if threading.get_ident() != self.main:
+            return BACKWARD
+        if not self.modules:
+            return OUTSIDE
+        return RECORDED if recording else 1.0
+
+    def lay(self, kernels: list[Kernel], share: float) -> None:
+        """Put kernels on the card's lane, each issued by the host."""
+        for kernel in kernels:
+            if kernel not in self.durations:
+                self.durations[kernel] = self.roofline.kernel_s(kernel)
+            self.work(share * self.launch_s, self.durations[kernel])
+
+
+def _mode(issue: _Issue) -> Any:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-
-    roofline = Roofline(gpu)
-    durations: dict[Kernel, float] = {}
-    main, plain_s = threading.get_ident(), launch_seconds(gpu)
-    recording_s = launch_seconds(gpu, recording=True)
-    launches: Callable[[], int] = control.launches
 
     class Lay(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Runs an operator, then lays the kernels that it launched."""
 
-        def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self.seen = launches()
-
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
         ) -> Any:
-            self._lay([_UNSEEN] * (launches() - self.seen))  # what no operator launched since
-            before = launches()
-            result = func(*args, **(kwargs or {}))
-            self.seen = launches()
-            if self.seen > before:
-                self._lay(kernels_of(func._schema.name, args, dict(kwargs or {}), result, self.seen - before))
+            given = dict(kwargs or {})
+            if issue.resting:
+                return func(*args, **given)
+            share = issue.share(torch.is_grad_enabled())
+            issue.lay([_UNSEEN] * (issue.launches() - issue.seen), share)  # what no operator launched since
+            before = issue.launches()
+            result = func(*args, **given)
+            issue.seen = issue.launches()
+            if issue.seen > before:
+                name = func._schema.name
+                if name.startswith("aten::_foreach"):
+                    issue.work(LISTED * issue.launch_s * tensors_in(args[:1]), 0.0)
+                issue.lay(kernels_of(name, args, given, result, issue.seen - before), share)
             return result
 
-        def _lay(self, kernels: list[Kernel]) -> None:
-            backward = threading.get_ident() != main
-            launch_s = recording_s if backward or torch.is_grad_enabled() else plain_s
-            for kernel in kernels:
-                if kernel not in durations:
-                    durations[kernel] = roofline.kernel_s(kernel)
-                control.work(launch_s, durations[kernel])
-
-    return Lay()
+    return Lay()  # type: ignore[no-untyped-call]
 
 
 #: A launch of which nothing is known but that it happened: it moves hardly anything.

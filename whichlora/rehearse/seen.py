@@ -63,6 +63,11 @@ def _four_bit_kernels(given: list[Any], made: list[Any], args: tuple[Any, ...], 
     return [*host, *scales, Kernel(packed_bytes + whole), product]
 
 
+def tensors_in(values: Iterable[Any]) -> int:
+    """Count tensors on the card, those in lists too."""
+    return sum(1 for _ in _tensors(values))
+
+
 def _tensors(values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
         if isinstance(value, list | tuple):

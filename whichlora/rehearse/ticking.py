@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,12 @@ def _find_estimators() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+
+
+def decomposing(name: str, matrix: Any) -> AbstractContextManager[None]:
+    """Lay what the card takes to decompose a matrix, where a clock runs."""
+    clock: AbstractContextManager[None] = _started[0].decomposing(name, matrix) if _started else nullcontext()
+    return clock
 
 
 def report() -> dict[str, Any]:
