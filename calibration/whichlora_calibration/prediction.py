@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from importlib import resources
@@ -12,7 +12,7 @@ from typing import Any
 
 from whichlora_estimators.estimate import Estimate, Times, estimate
 from whichlora_estimators.gpus import Gpu
-from whichlora_estimators.roofline import time_interval
+from whichlora_estimators.roofline import TimeSpan, time_span
 from whichlora_estimators.stack import NEWEST_STACK, Stack
 from whichlora_estimators.units import MIB
 from whichlora_estimators.workload import Workload
@@ -43,26 +43,6 @@ class Interval:
     low_bytes: int
     high_bytes: int
     coverage: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimeSpan:
-    """Seconds that are expected, where the measured value lies with probability `coverage`, and the evidence."""
-
-    expected_s: float
-    low_s: float
-    high_s: float
-    coverage: float
-    evidence: str = "formula"
-
-    def times(self, count: float) -> TimeSpan:
-        """Return the span of so many such times in a row, all off by the same share."""
-        return replace(self, expected_s=self.expected_s * count, low_s=self.low_s * count, high_s=self.high_s * count)
-
-    def plus(self, other: TimeSpan) -> TimeSpan:
-        """Return the span of both in a row, off together at the worst."""
-        low_s, high_s = self.low_s + other.low_s, self.high_s + other.high_s
-        return replace(self, expected_s=self.expected_s + other.expected_s, low_s=low_s, high_s=high_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,9 +169,9 @@ def _span(
     target: str, predicted_s: float, workload: Workload, gpu: Gpu, stack: str, correction: Correction | None
 ) -> TimeSpan:
     part = None if correction is None else correction.targets.get(target)
-    bound = time_interval(predicted_s, "train" if target == "step" else target)
+    bound = time_span(predicted_s, "train" if target == "step" else target)
     if part is None or correction is None or predicted_s <= 0:
-        return TimeSpan(expected_s=predicted_s, low_s=bound.low_s, high_s=bound.high_s, coverage=bound.coverage)
+        return bound
     mode = part.mode(gpu.slug)
     expected_s = predicted_s * part.ratio(time_features(workload, predicted_s), gpu.slug, stack)
     low_s, high_s = expected_s * mode.low, expected_s * mode.high

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, chain, pairwise
 from math import ceil
@@ -233,15 +233,26 @@ class Roofline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TimeInterval:
-    """Where the measured seconds lie with probability `coverage`."""
+class TimeSpan:
+    """Seconds that are expected, where the measured value lies with probability `coverage`, and the evidence."""
 
+    expected_s: float
     low_s: float
     high_s: float
     coverage: float
+    evidence: str = "formula"
+
+    def times(self, count: float) -> TimeSpan:
+        """Return the span of so many such times in a row, all off by the same share."""
+        return replace(self, expected_s=self.expected_s * count, low_s=self.low_s * count, high_s=self.high_s * count)
+
+    def plus(self, other: TimeSpan) -> TimeSpan:
+        """Return the span of both in a row, off together at the worst."""
+        low_s, high_s = self.low_s + other.low_s, self.high_s + other.high_s
+        return replace(self, expected_s=self.expected_s + other.expected_s, low_s=low_s, high_s=high_s)
 
 
-def time_interval(seconds: float, phase: str) -> TimeInterval:
+def time_span(seconds: float, phase: str) -> TimeSpan:
     """Bound a predicted time of `train`, `prefill` or `decode` by what published runs on held-out cards showed.
 
     The quantiles of measured over predicted seconds are those of `data/roofline.json`: no run of the predicted card
@@ -249,4 +260,4 @@ def time_interval(seconds: float, phase: str) -> TimeInterval:
     """
     fitted = _document()["fit"]["measured_over_predicted"]
     low, high = fitted["ratios"][phase]
-    return TimeInterval(low_s=seconds * low, high_s=seconds * high, coverage=fitted["coverage"])
+    return TimeSpan(expected_s=seconds, low_s=seconds * low, high_s=seconds * high, coverage=fitted["coverage"])

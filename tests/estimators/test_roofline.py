@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from whichlora_estimators.errors import UnknownName
 from whichlora_estimators.gpus import Gpu, find_gpu
 from whichlora_estimators.models import load_model
-from whichlora_estimators.roofline import LaneTimes, Roofline, default_constants, lane_times, time_interval
+from whichlora_estimators.roofline import LaneTimes, Roofline, default_constants, lane_times, time_span
 from whichlora_estimators.tape import HOST_WAITS, Kernel
 from whichlora_estimators.tensor import WAITS
 from whichlora_estimators.timeline import lay
@@ -247,7 +247,7 @@ def test_an_interval_holds_its_time_and_is_widest_for_decoding() -> None:
     """Hosts differ more than cards: decoding's interval is the widest, a prompt's the narrowest."""
     widths = {}
     for phase in ("train", "prefill", "decode"):
-        bounds = time_interval(1.0, phase)
+        bounds = time_span(1.0, phase)
         assert bounds.low_s < 1 < bounds.high_s
         widths[phase] = bounds.high_s / bounds.low_s
     assert widths["prefill"] < widths["train"] < widths["decode"]
