@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from .allocator import AllocatorConfig, CachingAllocator
 from .gpus import Gpu, context_bytes
@@ -105,17 +106,15 @@ def find_peak(timeline: Timeline) -> Peak:
 
     What building the model takes on the way is no part of the peak: loading a checkpoint takes another way.
     """
-    sizes = rounded_sizes(timeline)
-    setup = timeline.setup.last.event
-    live = highest = at = 0
-    for position, event in enumerate(timeline.events()):
-        if event < 0:
-            live -= sizes[~event]
-            continue
-        live += sizes[event]
-        if live > highest and position >= setup:
-            highest, at = live, position
-    return Peak(live_bytes=highest, phase=_phase(timeline, at), components=_live_components(timeline, at))
+    sizes, events = rounded_sizes(timeline), timeline.distinct_events()
+    signed = sizes + [-size for size in reversed(sizes)]  # where a free, ~i, finds what i had
+    live = list(accumulate(map(signed.__getitem__, events)))
+    start = next(place for place in range(timeline.setup.last.event, len(events)) if events[place] >= 0)
+    highest = max(live[start:])
+    at = live.index(highest, start)
+    return Peak(
+        live_bytes=highest, phase=_phase(timeline, at), components=_components(timeline, sizes, events[: at + 1])
+    )
 
 
 def rounded_sizes(timeline: Timeline) -> list[int]:
@@ -135,12 +134,17 @@ def _phase(timeline: Timeline, position: int) -> str:
     raise AssertionError(position)
 
 
-def _live_components(timeline: Timeline, position: int) -> dict[str, int]:
-    sizes, tags = rounded_sizes(timeline), timeline.tape.tags
-    sums: dict[str, int] = {}
-    for event in timeline.events()[: position + 1]:
-        index = event if event >= 0 else ~event
-        sums[tags[index]] = sums.get(tags[index], 0) + (sizes[index] if event >= 0 else -sizes[index])
+def _components(timeline: Timeline, sizes: Sequence[int], events: Sequence[int]) -> dict[str, int]:
+    """Sum what is live after some events by component, in the order in which components first come up."""
+    live: set[int] = set()
+    for event in events:
+        if event >= 0:
+            live.add(event)
+        else:
+            live.remove(~event)
+    sums = dict.fromkeys(timeline.tape.tags, 0)
+    for index in live:
+        sums[timeline.tape.tags[index]] += sizes[index]
     return {tag: size for tag, size in sums.items() if size}
 
 

@@ -90,8 +90,15 @@ class Timeline:
                 allocator.run_twice(sizes, self._events(self.order[-self.repeated :]))
         return allocator.state()
 
+    def distinct_events(self) -> list[int]:
+        """Return all events but those of the last step where it repeats the one before, with the same bytes live."""
+        return self._events((self.setup, *self.order[: len(self.order) - self.repeated]))
+
     def _events(self, segments: Sequence[Segment]) -> list[int]:
-        return [event for each in segments for event in self.tape.events[each.first.event : each.last.event]]
+        laid: list[int] = []
+        for segment in segments:
+            laid += self.tape.events[segment.first.event : segment.last.event]
+        return laid
 
 
 @contextmanager
@@ -276,7 +283,7 @@ def _again(tape: Tape, segment: Segment) -> Segment:
     """Lay a segment once more behind everything, without what happens only the first time."""
     first, last = segment.first, segment.last
     events = tape.events[first.event : last.event]
-    places = [first.event + index for index, event in enumerate(events) if event in tape.once]
+    places = [place for place, event in enumerate(events, first.event) if event in tape.once]
     if not places:
         return segment
     shift = len(tape.events) - first.event
@@ -285,7 +292,9 @@ def _again(tape: Tape, segment: Segment) -> Segment:
         event = mark.event + shift - sum(place < mark.event for place in places)
         return replace(mark, event=event)
 
-    tape.events += [event for event in events if event not in tape.once]
+    for place in reversed(places):
+        del events[place - first.event]
+    tape.events += events
     tape.marks += [moved(mark) for mark in tape.marks if first.event <= mark.event < last.event]
     return Segment(label=segment.label, first=moved(first), last=moved(last))
 
