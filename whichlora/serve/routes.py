@@ -163,7 +163,8 @@ async def follow_pick(id: PickId, request: Request) -> Response:  # noqa: A002
         async for kind, fields in picks.follow(pick):
             yield f"event: {kind}\ndata: {json.dumps(fields)}\n\n"
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # or nginx keeps events until there are many
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
 # --- what is known ---

@@ -38,8 +38,8 @@ _PACK_ID = Annotated[
     str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the pack's bytes.", examples=["0" * 64])
 ]
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{8,64}$", description="The id, or how it begins.", examples=["0123abcd"])]
-_Card = Annotated[str | None, Query(pattern=r"^[a-z0-9._%~-]{1,200}$", examples=["rtx-4090"])]
-_Month = Annotated[str | None, Query(pattern=r"^[0-9]{4}-[0-9]{2}$", examples=["2026-03"])]
+_Card = Annotated[str, Field(pattern=r"^[a-z0-9._%~-]{1,200}$", examples=["rtx-4090"])]
+_Month = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}$", examples=["2026-03"])]
 
 
 class Asked(BaseModel):
@@ -54,6 +54,21 @@ class Asked(BaseModel):
     workload_id: schemas.Name | None = None
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class Placed(BaseModel):
+    """Where a pack lies among the others: the one card and month that its measurements are of, if they are."""
+
+    model_config = ConfigDict(extra="forbid")
+    gpu: _Card | None = None
+    month: _Month | None = None
+
+
+class Latest(BaseModel):
+    """How many are asked for."""
+
+    model_config = ConfigDict(extra="forbid")
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
@@ -123,14 +138,14 @@ _BODY = {"required": True, "content": {PARQUET: {"schema": {"type": "string", "f
     tags=["packs"],
 )
 async def put_pack(
-    sha256: _PACK_ID, token: Contributor, request: Request, gpu: _Card = None, month: _Month = None
+    sha256: _PACK_ID, token: Contributor, request: Request, asked: Annotated[Placed, Query()]
 ) -> Response:
     """Add a pack, whole or not at all, whose bytes hash to the name. When this is answered, it is on disk."""
     lab = _writable(request)
     path = lab.keeper.fresh()
     try:
         await _received(request, path, sha256)
-        running = lab.keeper.submit(path, token, gpu=gpu, month=month)
+        running = lab.keeper.submit(path, token, gpu=asked.gpu, month=asked.month)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -233,7 +248,7 @@ async def revoke(id: _TokenId, request: Request) -> Response:  # noqa: A002
 
 
 @admin.get("/v1/submissions", response_model=schemas.SubmissionList, openapi_extra=ADMINISTERS)
-async def submissions(request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Response:
+async def submissions(request: Request, asked: Annotated[Latest, Query()]) -> Response:
     """List what came in, the latest first, and with whose token."""
-    found = lab_of(request).keeper.tokens.submissions(limit)
+    found = lab_of(request).keeper.tokens.submissions(asked.limit)
     return as_json({"submissions": [dataclasses.asdict(each) for each in found]})
