@@ -190,6 +190,16 @@ _FLASH_REPEATS_UNTIL: Mapping[str, Release] = {
     "qwen2_moe": (5, 0),
 }
 
+#: From which release on a window makes a mask for sdpa where nothing is padded, by model_type; before, only eager had one.
+_WINDOW_MASKS: Mapping[str, Release] = {
+    "mistral": (4, 43),
+    "mixtral": (4, 48),
+    "phi3": (4, 48),
+    "starcoder2": (4, 48),
+    "qwen2": (4, 51),
+    "qwen2_moe": (4, 48),
+}
+
 _RELEASE = re.compile(r"\d+(\.\d+)*")
 
 
@@ -240,6 +250,10 @@ class Stack:
         """Say whether a step of generation holds the keys and values of the last one, all layers', until it is over."""
         since = _CACHE_OBJECTS.get(model_type, _CACHE_OBJECTS_SINCE)
         return _release(self.named["transformers"]) < since
+
+    def masks_windows(self, model_type: str) -> bool:
+        """Say whether layers that see a window get a mask for sdpa where nothing is padded."""
+        return _release(self.named["transformers"]) >= _WINDOW_MASKS.get(model_type, ())
 
     def repeats_for_flash(self, model_type: str) -> bool:
         """Say whether a model hands the flash-attn library shared keys and values once for every query head."""

@@ -87,6 +87,8 @@ class WindowedDecoder(RotaryDecoder):
         window = min(self.windows.values())
         batch, tokens = ids.shape
         keys, fixed = context.keys(tokens, window), context.cache is not None and context.cache.fixed
+        if context.attention == "sdpa" and not context.padded and not x.tape.stack.masks_windows(self.model_type):
+            return None
         packed = context.cache is None and not context.padded and attention.searches_packed(x, batch, tokens)
         return attention.windowed_mask(
             x,
