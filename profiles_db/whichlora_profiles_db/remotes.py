@@ -95,9 +95,15 @@ def open_remote(url: str, **options: Any) -> Remote:
     """
     protocol, separator, rest = url.partition("://")
     if not separator:
+        if not url.strip():
+            raise RemoteError(
+                "a remote without a name", value=url, todo="Give a folder, or a URL such as s3://lab/packs."
+            )
         return Folder(Path(url).expanduser())
     if protocol == "file":
         return Folder(Path(unquote(rest)))
+    if not rest.strip("/"):
+        raise RemoteError("a remote's URL without a place", value=url, todo=f"Add one: {protocol}://bucket/folder.")
     if protocol in ("http", "https"):
         from .http_remote import HttpRemote
 

@@ -58,11 +58,13 @@ def reader() -> Iterator[PackReader]:
         yield reader
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the URL of an empty remote: a folder, and a place on an S3 server."""
+    """Return the URL of an empty remote: a folder, fsspec's file system in memory, and a place on an S3 server."""
     if request.param == "folder":
         return str(tmp_path / "remote")
+    if request.param == "memory":
+        return f"memory://lab/{tmp_path.name}"
     return f"{request.getfixturevalue('s3')}/{tmp_path.name}"
 
 
@@ -173,9 +175,22 @@ def test_names_play_no_tricks() -> None:
 
 def test_urls_that_lead_nowhere_say_so() -> None:
     """An unknown protocol, and a server that is not there, are errors that name the URL."""
-    for url in ("gopher://lab", "nonsense://x"):
+    for url in ("gopher://lab", "nonsense://x", "s3://", "memory:///", " "):
         with pytest.raises(RemoteError, match=url):
             open_remote(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "name"),
+    [("gs://lab", "gcsfs", "gcsfs"), ("hf://datasets/a/b", "huggingface_hub", "huggingface-hub")],
+)
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, url: str, package: str, name: str) -> None:
+    """Without the package that reaches a place, the error says which to install."""
+    registry = pytest.importorskip("fsspec.registry")
+    monkeypatch.delitem(registry._registry, url.partition(":")[0], raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(RemoteError, match=f"install {name}"):
+        open_remote(url)
 
 
 def test_an_interrupted_upload_is_invisible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
