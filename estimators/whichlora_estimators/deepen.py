@@ -18,11 +18,22 @@ from itertools import groupby, pairwise
 from .tape import Mark, Tape
 
 _LAYER = re.compile(r"(?:(\w+) )?layer (\d+)")
+#: The first number in a parameter's name is that of its layer.
+_LAYER_OF_NAME = re.compile(r"(.*?\.)(\d+)(\..*)")
 Name = tuple[int, int, int]  # segment, turn, and how many layers on
 
 
 class NotAlike(Exception):
     """Layers do not repeat as they should: lay all of them."""
+
+
+def laid_name(tape: Tape, name: str) -> str:
+    """Return the name that a parameter has in the layer that was laid for its own: another one's where that was left out."""
+    found = _LAYER_OF_NAME.match(name)
+    left = next((count for stack, count in tape.left_out.items() if name.startswith(stack)), 0)
+    if found is None or not tape.period < int(found[2]) <= tape.period + left * tape.period:
+        return name
+    return f"{found[1]}{1 + (int(found[2]) - 1) % tape.period}{found[3]}"
 
 
 @dataclass(slots=True, eq=False)

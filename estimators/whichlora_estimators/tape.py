@@ -15,7 +15,6 @@ backward of its own for each region.
 from __future__ import annotations
 
 import heapq
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,10 +96,6 @@ A100_MULTIPROCESSORS = 108
 _bytes_bound = cache(Kernel)
 #: No kernel, but as much of the host's time as launching one; and one that the host waits for.
 HOST_ONLY, HOST_WAITS = Kernel(0), Kernel(0, dtype=WAITS)
-
-
-#: The first number in a parameter's name is that of its layer.
-_LAYER_OF_NAME = re.compile(r"(.*?\.)(\d+)(\..*)")
 
 
 class _StopRecomputation(Exception):
@@ -241,14 +236,6 @@ class Tape:
             if left <= 0 or not period < index <= period + left * period:
                 self.mark(f"{label} {index}")
                 yield block
-
-    def laid_name(self, name: str) -> str:
-        """Return the name of what is the same in a layer that was laid, given that of a parameter."""
-        found = _LAYER_OF_NAME.match(name)
-        left = next((count for stack, count in self.left_out.items() if name.startswith(stack)), 0)
-        if found is None or not self.period < int(found[2]) <= self.period + left * self.period:
-            return name
-        return f"{found[1]}{1 + (int(found[2]) - 1) % self.period}{found[3]}"
 
     @contextmanager
     def tagged(self, component: str) -> Iterator[None]:

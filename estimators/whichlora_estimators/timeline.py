@@ -12,10 +12,11 @@ from typing import Any
 from . import ops
 from .allocator import AllocatorState, CachingAllocator
 from .attention import FLASH_ATTENTION_2
-from .deepen import NotAlike, deepen
+from .deepen import NotAlike, deepen, laid_name
 from .errors import Unsupported
 from .families import find_family
-from .families.base import Cache, Context, Decoder, Model, StaticCache, TupleCache
+from .families.base import Context, Decoder, Model
+from .families.caches import Cache, StaticCache, TupleCache
 from .layers import Build, Parameter, token_ids
 from .methods import find_method
 from .methods.prompts import EmbeddedPrompt
@@ -260,7 +261,7 @@ def _reached(parameters: Sequence[Parameter], tape: Tape) -> list[Tensor]:
     if not tape.left_out:
         return [tensor for _, tensor, node in trained if node.grad is not None]
     reached = {name for name, _, node in trained if node.grad is not None}
-    return [tensor for name, tensor, _ in trained if name in reached or tape.laid_name(name) in reached]
+    return [tensor for name, tensor, _ in trained if name in reached or laid_name(tape, name) in reached]
 
 
 def _put_in_layers(timeline: Timeline, *parts: list[Segment]) -> None:

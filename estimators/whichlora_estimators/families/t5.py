@@ -16,7 +16,8 @@ from .. import attention, layers, ops
 from ..layers import Build, token_ids
 from ..tape import BOOL, FP16, FP32, INT64, LOGITS_AND_LOSS, Dtype, Tensor
 from ..workload import Workload
-from .base import Cache, Config, Context, InputLeaf, Model, family, with_input_grad
+from .base import Config, Context, InputLeaf, Model, family, with_input_grad
+from .caches import Cache
 
 
 class Norm:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 from .. import ops
 from ..errors import Unsupported
-from ..families.base import Cache, Config, Context, Decoder, Model
+from ..families.base import Config, Context, Decoder, Model
+from ..families.caches import Cache
 from ..tape import FP32, INT64, Tensor
 from ..workload import Workload
 from .base import Method, method, trained
