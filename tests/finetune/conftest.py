@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,8 @@ import pytest
 from whichlora import config_from_fields, pick
 from whichlora.plan import write_outputs
 
+from ..stack import needs, own_folders
+
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "examples" / "data" / "units.jsonl"
 VOCABULARY = 600
@@ -20,14 +21,9 @@ VOCABULARY = 600
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Cache in a folder of this session's own, and store nothing in the user's store."""
-    packages = ("torch", "transformers", "peft", "accelerate")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)} (the gpu extra)")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WHICHLORA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("WHICHLORA_DB", str(tmp_path_factory.mktemp("store") / "profiles.duckdb"))
+    """Leave the user's cache and store alone, and ask no network."""
+    needs("torch", "transformers", "peft", "accelerate")
+    with own_folders(tmp_path_factory) as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 

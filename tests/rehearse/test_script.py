@@ -43,7 +43,7 @@ write_phantom(config, folder)
 run("qlora_trainer.py", folder, "--seq-len", "64")
 """
 
-NEEDS_13_GIB = """
+NEEDS_182_GIB = """
 import torch
 
 def take(gib):
@@ -56,9 +56,9 @@ try:
 except torch.OutOfMemoryError:
     pass
 try:
-    take(13)
+    take(182)
 except torch.OutOfMemoryError as error:
-    raise RuntimeError("no room for thirteen") from error
+    raise RuntimeError("no room for that much") from error
 """
 
 # A process that multiprocessing forks uses the card, and the script waits for the user to lose patience.
@@ -123,21 +123,32 @@ def test_the_trainer_with_a_paged_optimizer(examples: tuple[ScriptRun, str]) -> 
 
 
 def test_the_smallest_card_is_rehearsed(tmp_path: Path) -> None:
-    """What ran out on 12 GB is told with its line, what it forgot or caught too; it fits the one of 16 GB, run again."""
+    """What ran out on 141 GB is told with its line, what it forgot or caught too; run again it fits 186 GB, not 180."""
     script = tmp_path / "needs.py"
-    script.write_text(NEEDS_13_GIB)
-    command = [*WHICHLORA, "rehearse", "--gpu", "rtx-4070", "--json", "--explain", "--", sys.executable, str(script)]
+    script.write_text(NEEDS_182_GIB)
+    command = [
+        *WHICHLORA,
+        "rehearse",
+        "--gpu",
+        "h200-sxm-141gb",
+        "--json",
+        "--explain",
+        "--",
+        sys.executable,
+        str(script),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     seen = json.loads(done.stdout)
     assert (seen["outcome"], seen["kind"], seen["exit_code"]) == ("oom", "OutOfMemoryError", 1)
     assert (seen["ooms"], seen["allocated_peak_bytes"]) == (2, 2 * 2**30)
-    assert seen["process_bytes"] < find_gpu("rtx-4070").total_bytes
+    assert seen["process_bytes"] < find_gpu("h200-sxm-141gb").total_bytes
     assert "needs.py:5 in take" in seen["where"]
     assert sum(seen["breakdown"]["components"].values()) == seen["allocated_peak_bytes"]
     smallest = find_gpu(seen["smallest_card"])
-    assert smallest.nominal_gb == 16
+    assert smallest.nominal_gb == 186
     assert f"again on {smallest.name}" in done.stderr
+    assert f"again on {find_gpu('b200').name}" in done.stderr
 
 
 def test_an_interrupted_script_tells_what_it_took() -> None:
