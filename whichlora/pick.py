@@ -221,7 +221,7 @@ def _blank(config: PickConfig, shape: ModelShape, workload: Workload, *rejected:
 
 
 def _variant(config: PickConfig, workload: Workload) -> str:
-    """Name what the config varies besides method, rank and batch size, as this workload has it; accumulation always."""
+    """Name what the config varies besides method, rank and batches, as this workload has it."""
     targets = workload.targets if isinstance(workload.targets, str) else "+".join(workload.targets or ())
     checkpointing = "checkpointing" if workload.checkpointing else "no checkpointing"
     axes = (
@@ -230,10 +230,7 @@ def _variant(config: PickConfig, workload: Workload) -> str:
         (config.optimizers, workload.optimizer),
         (config.checkpointing, checkpointing),
     )
-    varied = [name for alternatives, name in axes if len(alternatives) > 1]
-    if config.stage2.accumulations != (1,):
-        varied.append(f"accumulation {workload.accumulation}")
-    return ", ".join(varied)
+    return ", ".join(name for alternatives, name in axes if len(alternatives) > 1)
 
 
 def _rows(
@@ -264,7 +261,6 @@ def _judged(config: PickConfig, blank: Row, setup: Setup, batch: int, accumulati
     row = replace(
         blank,
         workload=workload,
-        variant="" if workload.phase == "generate" else _variant(config, workload),
         trainable_params=setup.trainable_params,
         allocated_peak_bytes=peak_bytes,
         process_bytes=(least, most),

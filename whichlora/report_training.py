@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from whichlora_estimators.lengths import COLLATIONS
+from whichlora_estimators.units import format_bytes
 
 from .data.lengths import positions_of
 from .pick import PickResult, Row
@@ -23,8 +24,10 @@ _COLLATED = dict(
 
 
 def training_facts(result: PickResult) -> Iterator[tuple[str, str]]:
-    """Yield names and texts of what the choice's training consists of; nothing without a choice or without a data set."""
+    """Yield names and texts of what the choice's training consists of; without a data set only what was seen of it."""
     choice, config = result.choice, result.config
+    if choice is not None and choice.seen:
+        yield choice.evidence, _seen(choice)
     if choice is None or choice.schedule is None:
         return
     found = choice.schedule
@@ -34,7 +37,8 @@ def training_facts(result: PickResult) -> Iterator[tuple[str, str]]:
     yield "steps", _steps(choice, found)
     if choice.time is not None:
         share = f"with {choice.time.coverage:.0%} probability" if choice.time.coverage < 1 else "as timed"
-        yield "an epoch", format_span(choice.time.times(1 / found.epochs))
+        if found.epochs > 1:
+            yield "an epoch", format_span(choice.time.times(1 / found.epochs))
         limit_s = config.stage2.total_time_s
         beyond = limit_s is not None and choice.time.high_s > limit_s
         note = "; the limit lies within this range" if beyond else ""
@@ -42,6 +46,14 @@ def training_facts(result: PickResult) -> Iterator[tuple[str, str]]:
     limit = positions_of(choice.workload.config)
     if advice := seq_len_advice(config, choice.model, limit=limit):
         yield "seq_len", advice
+
+
+def _seen(choice: Row) -> str:
+    parts = {
+        "process bytes": choice.process_bytes and choice.process_bytes[1],
+        "allocated": choice.allocated_peak_bytes,
+    }
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
 
 
 def _tokens(config: PickConfig, found: Schedule) -> str:

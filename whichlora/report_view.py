@@ -104,7 +104,8 @@ def setup_of(row: Row) -> str:
         return f"{workload.prefill_len}+{workload.decode_len}"
     name = method_name(workload.method, workload.quantization)
     ranked = f"{name} r{workload.rank}" if find_method(workload.method).has_rank else name
-    return f"{ranked}, {row.variant}" if row.variant else ranked
+    accumulated = f"accumulation {workload.accumulation}" if workload.accumulation > 1 else ""
+    return ", ".join(filter(None, (ranked, row.variant, accumulated)))
 
 
 def method_name(method: str, quantization: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whichlora_estimators.errors import BadValue
+from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.files import write_whole
 from whichlora_estimators.gpus import Gpu, context_bytes
 from whichlora_profiles_db import Environment, Store
@@ -173,7 +173,7 @@ def run(recipe: Recipe, folder: Path, options: Options, *, report: Report = lamb
         outcome = attempt.go()
     except torch.OutOfMemoryError as problem:
         outcome, error = "oom", str(problem)
-    except (BadValue, KeyboardInterrupt):
+    except (WhichloraError, KeyboardInterrupt):
         raise
     except Exception as problem:  # whatever a library raises is an outcome, and is kept
         outcome, error = "failed", f"{type(problem).__name__}: {problem}"[:2000]
