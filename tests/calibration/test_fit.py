@@ -257,3 +257,59 @@ def test_a_candidate_without_columns_is_the_median() -> None:
     plain = Candidate(features=(), penalty=1.0, card_scale=0.0, stack_scale=0.0)
     assert fit(cases, plain).intercept == pytest.approx(0.2)
     assert weighted_quantile([1.0, 2.0, 3.0], [1.0, 1.0, 5.0], 0.5) == 3.0
+
+
+def test_cards_of_one_chip_are_held_out_together() -> None:
+    """What a chip's other card shows is not learnt from where one of them is held out; the card itself is then unknown."""
+    cases = lab({f"card {place}": 0.1 * place for place in range(4)}, count=48)
+    paired = [replace(each, chip="chip 0" if each.gpu in ("card 0", "card 1") else each.gpu) for each in cases]
+    changed = [replace(each, measured=each.measured * 1.3) if each.gpu == "card 1" else each for each in paired]
+    (before, known), (after, _) = (held_out(some, "chip", candidates("step")) for some in (paired, changed))
+    places = [place for place, each in enumerate(cases) if each.gpu in ("card 0", "card 1")]
+    assert [before[place] for place in places] == [after[place] for place in places]
+    assert not any(known)
+
+
+def test_published_times_are_judged_by_a_formula_that_has_not_seen_them() -> None:
+    """Scores and intervals hang on unseen numbers alone; what is applied is fitted to the numbers that are given out."""
+    offsets = {f"card {place}": 0.3 for place in range(4)}
+    seen = [replace(each, unseen=each.predicted, predicted=each.measured) for each in lab(offsets)]
+    found, plain = scored(seen), scored(lab(offsets))
+    step, other = (each.targets["step"].correction for each in (found, plain))
+    assert (step.scores, step.modes) == (other.scores, other.modes)
+    assert step.modes[KNOWN_CARD].applied
+    assert step.ratio(seen[0].features, "card 0") == pytest.approx(1.0, abs=0.01)
+    assert other.ratio(seen[0].features, "card 0") == pytest.approx(math.exp(0.3), rel=0.03)
+
+
+def test_features_need_models_that_tell_of_them() -> None:
+    """Three models do not tell two features from themselves; twelve do."""
+
+    def chosen(models: int) -> Candidate:
+        rng, cases = random.Random(2), []
+        for place in range(240):
+            model = place % models
+            features = {"four bit": float(model % 2), "int8": float(model % 3 == 0)}
+            ratio = 0.4 * features["four bit"] - 0.3 * features["int8"] + rng.gauss(0, NOISE)
+            cases.append(case(place, ratio, model=f"model {model}", features=features))
+        return choose(cases, candidates("step"))
+
+    assert chosen(3).features == ()
+    assert chosen(12).features == ("four bit", "int8")
+
+
+def test_few_cards_of_each_time_are_bounded_together() -> None:
+    """Three cards a target are too few; with those of the other targets they are enough, and held-out ones are covered."""
+    cases = []
+    for target, first in (("step", 0), ("decode", 3)):
+        rng = random.Random(first)
+        for place in range(90):
+            gpu = f"card {first + place % 3}"
+            offset = random.Random(gpu).gauss(0, 0.1)
+            cases.append(case(place, offset + rng.gauss(0, NOISE), target=target, gpu=gpu))
+    found = scored(cases)
+    for target in ("step", "decode"):
+        assert found.targets[target].correction.scores["gpu"]["groups"] == 3
+        assert not found.targets[target].correction.modes[NEW_CARD].joined
+    few = scored([each for each in cases if each.target == "step"])
+    assert few.targets["step"].correction.modes[NEW_CARD].joined

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.unseen_times import unseen
 from whichlora_calibration import Verdict, judge, predict
+from whichlora_calibration.cases import TIMES, measured
 from whichlora_calibration.correction import (
     KNOWN_CARD,
     NEW_CARD,
@@ -17,7 +19,7 @@ from whichlora_calibration.correction import (
     TargetCorrection,
     shipped_correction,
 )
-from whichlora_calibration.forecasts import Forecasts
+from whichlora_calibration.forecasts import Forecasts, unseen_times
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.models import load_model
 from whichlora_estimators.workload import Workload
@@ -147,3 +149,13 @@ def test_the_shipped_correction_belongs_to_this_formula() -> None:
         now = forecasts.of(workload, environment.gpu or "", environment.versions).predicted[target]
         assert now == pytest.approx(predicted, rel=TOLERANCE), REMEDY
     assert len(samples) >= 12
+
+
+def test_published_times_have_forecasts_that_have_not_seen_them() -> None:
+    """Every published time has one, and each is what the formula says with the constants fitted without its chip."""
+    timed = [one for one in published() if one.outcome == "ok" and any(measured(one, name) for name in TIMES)]
+    assert {one.id for one in timed} == set(unseen_times()), REMEDY
+    for one in timed[::40]:
+        known, now = unseen_times()[one.id], unseen(one)
+        assert known.keys() == now.keys()
+        assert all(now[name] == pytest.approx(known[name], rel=TOLERANCE) for name in known), REMEDY
