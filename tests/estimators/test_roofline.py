@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from whichlora_estimators.errors import UnknownName
@@ -86,7 +86,11 @@ def test_two_lanes_take_at_least_as_long_as_each_and_at_most_as_both(run: list[K
 
 @given(products(), gpus, st.sampled_from(["moved_bytes", "batch", "m", "n", "k"]), st.integers(1, 3000))
 def test_more_work_is_never_faster(kernel: Kernel, gpu: Gpu, field: str, more: int) -> None:
-    """A launch that moves more, or a product that is larger in one dimension, takes at least as long."""
+    """A launch that moves more, or a product that is larger in one dimension, takes at least as long.
+
+    But for single rows, batch for batch: from two on another kernel runs, which reads faster.
+    """
+    assume(not (field == "m" and kernel.m == 1 and kernel.batch > 1))
     larger = kernel._replace(**{field: getattr(kernel, field) + more})
     roofline = Roofline(gpu)
     assert roofline.kernel_s(kernel) <= roofline.kernel_s(larger) * (1 + 1e-9)
