@@ -20,7 +20,7 @@ from benchmarks.make_published_pack import LEFT_OUT
 from benchmarks.published import Compared, asking, base_of, compare, errors, feasibility, grouped
 from benchmarks.published_chart import Dot, scatter
 from benchmarks.published_questions import Question
-from benchmarks.published_reasons import reason
+from benchmarks.published_reasons import reason, reason_of_ratio
 from benchmarks.published_rows import ALLOCATED, RESERVED, source_name
 from benchmarks.published_times import FITS
 from benchmarks.rehearse_published import rehearsable, seen
@@ -220,27 +220,29 @@ def _relative_table(known: Rehearsed) -> str:
     groups: dict[tuple[object, ...], list[Question]] = defaultdict(list)
     for asked in ASK("memory_relative")[0]:
         groups[asked.gpu.slug, asked.versions].append(asked)
-    lines: dict[tuple[str, ...], list[tuple[float, float, float | None]]] = defaultdict(list)
+    lines: dict[tuple[str, ...], list[tuple[float, float, float | None, Question]]] = defaultdict(list)
     for group in groups.values():
         base = base_of(group)
         for one in group:
             if base is not None and one is not base:
-                lines[_what(one)].append(_ratio(one, base, known))
+                lines[_what(one)].append((*_ratio(one, base, known), one))
     rows = []
     for name, ratios in sorted(lines.items()):
-        measured, predicted, rehearsed = ratios[len(ratios) // 2]
+        measured, predicted, rehearsed, one = ratios[len(ratios) // 2]
         cells = ("-", "-") if rehearsed is None else (f"{rehearsed:.3f}", _percent(rehearsed / measured - 1))
-        rows.append(
-            (*name, str(len(ratios)), f"{measured:.3f}", f"{predicted:.3f}", _percent(predicted / measured - 1), *cells)
-        )
-    return table(("gpu", "method", "runs", "published", "formula", "error", "rehearsal", "error"), rows)
+        error = predicted / measured - 1
+        why = reason_of_ratio(one) if abs(error) > UNEXPLAINED else ""
+        rows.append((*name, str(len(ratios)), f"{measured:.3f}", f"{predicted:.3f}", _percent(error), *cells, why))
+    return table(
+        ("gpu", "method", "transformers", "runs", "published", "formula", "error", "rehearsal", "error", "why"), rows
+    )
 
 
-def _what(asked: Question) -> tuple[str, str]:
+def _what(asked: Question) -> tuple[str, str, str]:
     rank = "" if asked.workload.method in ("full", "p-tuning") else f" r{asked.workload.rank}"
     named = isinstance(asked.workload.targets, tuple)
     targets = f" on {', '.join(asked.workload.targets or ())}" if named else ""
-    return asked.gpu.slug, f"{asked.workload.method}{rank}{targets}"
+    return asked.gpu.slug, f"{asked.workload.method}{rank}{targets}", dict(asked.versions).get("transformers", "?")
 
 
 def _ratio(one: Question, base: Question, known: Rehearsed) -> tuple[float, float, float | None]:
