@@ -36,7 +36,7 @@ class Cache:
         window = self.windows.get(layer)
         with k.tape.tagged("KV cache"):
             if layer not in self.layers:
-                joined = ops.concat([k], 2), ops.concat([v], 2)
+                joined = ops.concat([k], 2), _like_keys(v, k)
             elif window is None:
                 joined = self._appended(layer, k, v)
             else:
@@ -145,6 +145,15 @@ class StaticCache(Cache):
         """Count tokens: there is room for them."""
         self.length += tokens
         self.seen = {layer: seen + tokens for layer, seen in self.seen.items()}
+
+
+def _like_keys(v: Tensor, k: Tensor) -> Tensor:
+    """Copy the first values behind an empty tensor of the keys' dtype: autocast may have made them narrower."""
+    if ops.promote(k.dtype, v.dtype) is v.dtype:
+        return ops.concat([v], 2)
+    copied = ops.cast(v, k.dtype)
+    copied.strided = False
+    return copied
 
 
 def _resized(x: Tensor, tokens: int) -> Tensor:
