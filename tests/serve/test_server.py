@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -352,6 +354,16 @@ def test_the_store_belongs_to_the_server(server: Running) -> None:
 
     with pytest.raises(StoreBusy):
         open_store(server.store, wait_s=0.1).count()
+
+
+def test_an_address_in_use_is_no_crash(server: Running, tmp_path: Path) -> None:
+    """A server that cannot listen says so, with what to do, before it touches a store."""
+    store, port = tmp_path / "s.duckdb", server.url.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "whichlora", "serve", "--db", str(store), "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--port" in done.stderr
+    assert not store.exists()
 
 
 # --- the remote ---

@@ -27,7 +27,13 @@ _ROLES = [role.title for role in Role]
 @click.option("--read", type=click.Choice(["open", "token"]), default="open", show_default=True, help="Who may read.")
 @click.option("--read-only", is_flag=True, help="Take nothing in, whatever the token.")
 @click.option("--prefix", default="", help="Path under which a reverse proxy shows the server, such as /whichlora.")
-@click.option("--rate", type=float, default=50.0, show_default=True, help="Requests a second per address; 0: no limit.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0),
+    default=50.0,
+    show_default=True,
+    help="Requests a second per address; 0: no limit.",
+)
 @click.option("--jobs", type=click.IntRange(1, 64), help="Processes that predict (default: cores, at most 4).")
 @click.option(
     "--most-pack-mb", type=click.IntRange(1, 4096), default=256, show_default=True, help="Largest pack taken."
@@ -65,7 +71,6 @@ def serve(
         most_pack_bytes=most_pack_mb * 10**6,
         **({} if jobs is None else {"jobs": jobs}),
     )
-    click.echo(f"http://{host}:{port}{prefix}/ serves {settings.store}; Ctrl-C ends it", err=True)
     run(settings, host=host, port=port)
 
 

@@ -39,10 +39,11 @@ class Full(WhichloraError):
 
 
 class Keeper:
-    """Owns a store while it is entered. `jobs` processes check packs."""
+    """Owns a store while it is entered, which is waited for. `jobs` processes check packs."""
 
-    def __init__(self, path: Path, *, jobs: int = 1) -> None:
+    def __init__(self, path: Path, *, jobs: int = 1, wait_s: float | None = None) -> None:
         self.store: Store = open_store(path)
+        self._wait_s = self.store.wait_s if wait_s is None else wait_s
         self.packs = Folder(self.store.path.with_name(f"{self.store.path.name}.packs"))
         self.folder = self.store.path.with_name(f"{self.store.path.name}.incoming").resolve()
         self.tokens = Tokens(tokens_path(self.store.path))
@@ -56,7 +57,7 @@ class Keeper:
     def __enter__(self) -> Keeper:
         """Open the store. Raises StoreBusy while another process has it."""
         with ExitStack() as stack:
-            stack.enter_context(holding(self.store.path, self.folder, wait_s=self.store.wait_s))
+            stack.enter_context(holding(self.store.path, self.folder, wait_s=self._wait_s))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             _clear(self.folder, self.packs.path)
             stack.enter_context(_temporary_files_in(self.folder))
