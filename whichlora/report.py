@@ -86,7 +86,7 @@ def _charts(result: PickResult, stage: Stage) -> str:
     parts = []
     if len(stage.models) > DETAILED:
         parts += [_by_model(stage, "time"), _by_model(stage, "bytes")]
-    parts += [_by_configuration(result, stage, detailed, "time"), _by_configuration(result, stage, detailed, "bytes")]
+    parts += [_by_configuration(result, stage, detailed, what) for what in ("time", "bytes")]
     parts.append(_against(stage, _neighbours(stage, result.choice, COLOURED)))
     return section(stage.title, *parts)
 
@@ -112,6 +112,7 @@ def _by_model(stage: Stage, what: str) -> str:
 
 
 def _by_configuration(result: PickResult, stage: Stage, models: list[str], what: str) -> str:
+    accumulations, stage = stage.accumulations, stage.at_one_accumulation()
     if what == "time":
         name, figure = f"{stage.time_name} by configuration", time_bars(stage, models)
         text = "Full colour: satisfies every limit. Pale: dropped. ✕: does not fit the memory, so that it has no time."
@@ -124,6 +125,8 @@ def _by_configuration(result: PickResult, stage: Stage, models: list[str], what:
     if len(models) < len(stage.models):
         middle = "the choice" if result.choice is not None else "the largest within every limit"
         text += f" Shown: {len(models)} of {len(stage.models)} models, around {middle}."
+    if len(accumulations) > 1:
+        text += f" Steps of {stage.accumulations[0]} micro-batches; others are in the table."
     if drawn_setups(stage) < len(stage.setups):
         text += f" Shown: {drawn_setups(stage)} of {len(stage.setups)} setups, evenly selected."
     return chart(f"{stage.key}-{what}", name, text, figure, least_width_px(stage, len(models)))

@@ -13,7 +13,7 @@ from .advice import Advice, Gain, RankCost, Relaxation
 from .pick import PickResult, Row
 from .pickconfig import PickConfig
 from .policy import frontier
-from .report_charts import COLOURS, Axis, Figure, bare_layout, titled, with_limits
+from .report_charts import COLOURS, Axis, Figure, bare_layout, time_unit, titled, with_limits
 from .report_tables import lines_table
 from .report_view import (
     describe,
@@ -92,13 +92,11 @@ def _gained(gain: Gain) -> str:
 def rank_figure(costs: Sequence[RankCost], chosen: int) -> Figure:
     """Draw the adapter's size, process bytes and time over the rank, one panel each, the chosen rank marked."""
     seconds = [cost.time_s if cost.time_s is not None else cost.step_s or 0.0 for cost in costs]
+    unit, scale = time_unit(max(seconds))
     panels = (
         ("adapter, MiB", [cost.adapter_bytes / MIB for cost in costs]),
         ("process bytes up to, GiB", [cost.process_bytes[1] / GIB for cost in costs]),
-        (
-            "time in all, h" if costs[0].time_s else "step time, s",
-            [s / (3600 if costs[0].time_s else 1) for s in seconds],
-        ),
+        (f"{'time in all' if costs[0].time_s else 'step time'}, {unit}", [s / scale for s in seconds]),
     )
     layout = bare_layout(height=300) | {
         "showlegend": False,
@@ -139,17 +137,21 @@ def data_figure(result: PickResult) -> Figure:
     sizes = [most * point // (POINTS - 1) for point in range(POINTS)]
     best = _best_of_models(result)
     names = short_names(row.model for row in best)
+    unit = time_unit(max((_training_s(config, row, most) for row in best), default=0.0))
     data = [
-        _time_line(config, row, names[row.model], sizes, colour) for row, colour in zip(best, COLOURS, strict=False)
+        _time_line(config, row, names[row.model], sizes, colour, unit)
+        for row, colour in zip(best, COLOURS, strict=False)
     ]
     layout = bare_layout()
     layout["xaxis"] |= titled("samples in the data set")
-    layout["yaxis"] |= titled("fine-tuning, h") | {"rangemode": "tozero"}
+    layout["yaxis"] |= titled(f"fine-tuning, {unit[0]}") | {"rangemode": "tozero"}
     limit_s = config.stage2.total_time_s
     figure = {"data": data, "layout": layout}
     if limit_s is None:
         return figure
-    axis = Axis(title="", scale=3600, limit=limit_s / 3600, limit_text=format_seconds(limit_s))
+    if limit_s > 3 * max(y for line in data for y in line["y"]) * unit[1]:  # it would press the lines to the ground
+        return figure
+    axis = Axis(title="", scale=unit[1], limit=limit_s / unit[1], limit_text=format_seconds(limit_s))
     return with_limits(figure, y=axis)
 
 
@@ -162,16 +164,18 @@ def _best_of_models(result: PickResult) -> list[Row]:
     return list(best.values())[:DRAWN_MODELS]
 
 
-def _time_line(config: PickConfig, row: Row, name: str, sizes: Iterable[int], colour: str) -> dict[str, Any]:
+def _time_line(
+    config: PickConfig, row: Row, name: str, sizes: Iterable[int], colour: str, unit: tuple[str, float]
+) -> dict[str, Any]:
     points = list(sizes)
     return {
         "type": "scatter",
         "mode": "lines",
         "name": escape(f"{name}, {describe(row)}"),
         "x": points,
-        "y": [_training_s(config, row, size) / 3600 for size in points],
+        "y": [_training_s(config, row, size) / unit[1] for size in points],
         "line": {"color": colour},
-        "hovertemplate": "%{x:,} samples: %{y:.3g} h<extra></extra>",
+        "hovertemplate": f"%{{x:,}} samples: %{{y:.3g}} {unit[0]}<extra></extra>",
     }
 
 

@@ -175,7 +175,9 @@ def _time_cards(result: PickResult, choice: Row, prediction: Prediction) -> Iter
         within = "no limit" if limit_s is None else f"limit {format_seconds(limit_s)}"
         yield "Time in all", format_time(choice.time_s), f"{_probably(choice.time)}; {within}"
         real = schedule.epochs * schedule.real_tokens / choice.time.expected_s
-        note = f"{schedule.padding_share:.1%} more is computed for padding" if schedule.padding_share else "no padding"
+        note = (
+            f"{schedule.padding_share:.1%} of what is computed is padding" if schedule.padding_share else "no padding"
+        )
         yield "Throughput", f"{real:,.0f} tokens/s", f"{schedule.total_steps:,} steps; {note}"
     elif found.tokens_per_s is not None:
         yield "Throughput", f"{found.tokens_per_s:,.0f} tokens/s", "padding counts as tokens"

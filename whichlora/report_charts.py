@@ -64,10 +64,15 @@ def time_axis(stage: Stage) -> Axis:
     """Judge the unit by the longest time that occurs."""
     limit_s = stage.time_limit_s
     longest_s = max((s for row in stage.rows if (s := seconds_of(row)) is not None), default=limit_s or 1.0)
-    unit, scale = next((u, s) for u, s, below in _TIME_UNITS if longest_s < below)
+    unit, scale = time_unit(longest_s)
     limit = None if limit_s is None else limit_s / scale
     text = "" if limit_s is None else format_seconds(limit_s)
     return Axis(title=f"{stage.time_name}, {unit}", scale=scale, limit=limit, limit_text=text)
+
+
+def time_unit(longest_s: float) -> tuple[str, float]:
+    """Return the unit that suits times up to this one, and its seconds."""
+    return next((unit, scale) for unit, scale, below in _TIME_UNITS if longest_s < below)
 
 
 _TIME_UNITS = (("ms", 1e-3, 1.0), ("s", 1.0, 120.0), ("min", 60.0, 7200.0), ("h", 3600.0, math.inf))

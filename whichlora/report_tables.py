@@ -23,6 +23,7 @@ from .report_view import (
     outcome_of,
     seconds_of,
     setup_of,
+    short_batch,
     span_of,
 )
 
@@ -122,17 +123,16 @@ def shown_rows(rows: Sequence[Row], most: int = SHOWN) -> list[Row]:
 
 
 def _cells(row: Row) -> Iterator[str]:
-    batch = batch_of(row)
     yield escape(row.model)
     yield escape(setup_of(row))
-    yield "any" if batch is None else str(batch)
+    yield short_batch(row)
     yield "-" if row.allocated_peak_bytes is None else format_bytes(row.allocated_peak_bytes)
     yield "-" if row.process_bytes is None else " to ".join(map(format_bytes, row.process_bytes))
     yield format_time(seconds_of(row))
     yield format_range(span_of(row))
     why = escape("; ".join(row.rejected))
     yield f'<span class="no">{why}</span>' if why else f'<span class="yes">{WITHIN}</span>'
-    yield escape(evidence_of(row) if batch is not None else "-")
+    yield escape(evidence_of(row) if batch_of(row) is not None else "-")
 
 
 def lines_table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from whichlora_calibration import TimeSpan, Verdict
@@ -45,6 +45,19 @@ class Stage:
     time_limit_s: float | None
     memory_limit_bytes: int
     choice: Row | None = None
+
+    @cached_property
+    def accumulations(self) -> tuple[int, ...]:
+        """All numbers of micro-batches to a step, ascending."""
+        return tuple(sorted({row.workload.accumulation for row in self.rows if batch_of(row) is not None}))
+
+    def at_one_accumulation(self) -> Stage:
+        """Return the stage with one number of micro-batches to a step: that of the choice, or the smallest."""
+        if len(self.accumulations) < 2:
+            return self
+        shown = self.accumulations[0] if self.choice is None else self.choice.workload.accumulation
+        kept = (row for row in self.rows if batch_of(row) is None or row.workload.accumulation == shown)
+        return replace(self, rows=tuple(kept))
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -104,8 +117,7 @@ def setup_of(row: Row) -> str:
         return f"{workload.prefill_len}+{workload.decode_len}"
     name = method_name(workload.method, workload.quantization)
     ranked = f"{name} r{workload.rank}" if find_method(workload.method).has_rank else name
-    accumulated = f"accumulation {workload.accumulation}" if workload.accumulation > 1 else ""
-    return ", ".join(filter(None, (ranked, row.variant, accumulated)))
+    return f"{ranked}, {row.variant}" if row.variant else ranked
 
 
 def method_name(method: str, quantization: str) -> str:
@@ -117,9 +129,14 @@ def method_name(method: str, quantization: str) -> str:
 
 def describe(row: Row) -> str:
     """Name a row's setup and batch size: `QLoRA r16, batch 4`, `prompt+answer 512+128, batch 4`."""
-    batch = batch_of(row)
     kind = "prompt+answer " if row.workload.phase == "generate" else ""
-    return f"{kind}{setup_of(row)}, {'any batch' if batch is None else f'batch {batch}'}"
+    return f"{kind}{setup_of(row)}, {'any batch' if batch_of(row) is None else f'batch {short_batch(row)}'}"
+
+
+def short_batch(row: Row) -> str:
+    """Print the batch size and, where there are several, the micro-batches of a step: `8`, `8x4`; `any` for them all."""
+    size, times = batch_of(row), row.workload.accumulation
+    return "any" if size is None else f"{size}x{times}" if times > 1 else f"{size}"
 
 
 def most_bytes(row: Row) -> int | None:

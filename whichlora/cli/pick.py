@@ -23,7 +23,7 @@ from ..policy import frontier
 from ..records import to_json
 from ..report_measured import pairs
 from ..report_training import training_facts
-from ..report_view import batch_text, evidence_of, format_range, format_time
+from ..report_view import batch_text, evidence_of, format_range, format_time, short_batch
 from .estimate import explanation
 from .tables import table
 
@@ -138,12 +138,10 @@ def _stage(rows: tuple[Row, ...], most: int) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    workload = row.workload
     memory = "-" if row.process_bytes is None else format_bytes(row.process_bytes[1])
     result = "; ".join(row.rejected) or "ok"
-    batch = f"{workload.batch_size}" + (f"x{workload.accumulation}" if workload.accumulation > 1 else "")
     times = format_time(row.time_s), format_range(row.time)
-    return row.model, _setup(row), batch, memory, *times, evidence_of(row), result
+    return row.model, _setup(row), short_batch(row), memory, *times, evidence_of(row), result
 
 
 def _setup(row: Row) -> str:
