@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -25,7 +23,6 @@ from whichlora_profiles_db import (
     check_pack,
     export_pack,
     import_pack,
-    measurement_to_json,
     merge_store,
     open_store,
     published,
@@ -37,17 +34,12 @@ from whichlora_profiles_db.pack_reader import PackReader
 from whichlora_profiles_db.plausible import implausible
 from whichlora_profiles_db.session import writing
 
-from .records import ENVIRONMENT, FULL, PLAIN, measurements, numbered
+from .conftest import content, versions_of
+from .records import FULL, PLAIN, measurements, numbered
 
 few = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 REHEARSED = Path(__file__).parents[2] / "benchmarks" / "rehearsed.jsonl"
-POOL = [
-    one
-    for number in range(4)
-    for full in [numbered(number, environment=ENVIRONMENT)]
-    for renamed in [dataclasses.replace(ENVIRONMENT, host_name="elsewhere", user_name=None)]
-    for one in (full, full.without_names(), full.with_(environment=renamed))
-]
+POOL = versions_of(4)
 BAD = FULL.with_(outcome="ok", error="", weights_bytes=10**9)
 
 
@@ -56,26 +48,6 @@ def reader() -> Iterator[PackReader]:
     """Return a reader whose process serves this module."""
     with PackReader(jobs=1) as reader:
         yield reader
-
-
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store's file without a row."""
-    path = tmp_path_factory.mktemp("blank") / "store.duckdb"
-    with writing(path, wait_s=5):
-        return path
-
-
-@pytest.fixture
-def make(tmp_path: Path, blank: Path) -> Callable[[], Store]:
-    """Return what makes new stores."""
-    count = iter(range(10**6))
-    return lambda: open_store(Path(shutil.copy(blank, tmp_path / f"{next(count)}.duckdb")))
-
-
-def content(store: Store) -> list[str]:
-    """Return everything in a store, in an order of its own."""
-    return sorted(json.dumps(measurement_to_json(one), sort_keys=True) for one in store.query())
 
 
 @few

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -22,46 +21,19 @@ from whichlora_profiles_db import (
     UnknownMeasurement,
     config_id,
     default_path,
-    measurement_to_json,
     open_store,
     workload_to_json,
 )
 from whichlora_profiles_db.rows import COLUMNS
-from whichlora_profiles_db.session import reading, writing
+from whichlora_profiles_db.session import reading
 
+from .conftest import content, versions_of
 from .records import CONFIG, ENVIRONMENT, FULL, PLAIN, WORKLOAD, measurements, numbered
 
 few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Some measurements, some of them in a version without names or with other names.
-POOL = [
-    one
-    for number in range(3)
-    for full in [numbered(number, environment=ENVIRONMENT)]
-    for renamed in [dataclasses.replace(ENVIRONMENT, host_name="elsewhere", user_name=None)]
-    for one in (full, full.without_names(), full.with_(environment=renamed))
-]
-
-
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store's file without a row, for tests that need many stores and not to see them made."""
-    path = tmp_path_factory.mktemp("blank") / "store.duckdb"
-    with writing(path, wait_s=5):
-        return path
-
-
-@pytest.fixture
-def make(tmp_path: Path, blank: Path) -> Callable[[], Store]:
-    """Return what makes new stores."""
-    count = iter(range(10**6))
-    return lambda: open_store(Path(shutil.copy(blank, tmp_path / f"{next(count)}.duckdb")))
-
-
-def content(store: Store) -> list[str]:
-    """Return everything in a store, in an order of its own."""
-    everything = [one for batch in store.iterate() for one in batch]
-    return sorted(json.dumps(measurement_to_json(one), sort_keys=True) for one in everything)
+POOL = versions_of(3)
 
 
 def test_every_field_comes_back(make: Callable[[], Store]) -> None:
