@@ -39,6 +39,11 @@ class Batches:
         return self.lengths.widest(self.asked_seq_len)
 
     @property
+    def sequences(self) -> int:
+        """What an epoch's batches are made of: samples, or what they are packed into."""
+        return self.lengths.blocks(self.asked_seq_len) if self.collation == "pack" else self.lengths.samples
+
+    @property
     def padded(self) -> bool:
         """Whether a batch may hold padding, so that a mask is passed."""
         return self.collation != "pack" and any(length < self.seq_len for length in self.lengths.counts)
@@ -62,11 +67,13 @@ class Batches:
 class Schedule:
     """What a training consists of: `passes` micro-batches an epoch, `steps` of the optimizer, and tokens an epoch.
 
-    `computed_tokens` count padding too; `longest_tokens` are those of a sample of the longest batch.
+    Batches are made of `sequences`: the samples, or what they are packed into. `computed_tokens` count padding too;
+    `longest_tokens` are those of a sample of the longest batch.
     """
 
     epochs: int
     samples: int
+    sequences: int
     passes: int
     steps: int
     real_tokens: int
@@ -90,6 +97,7 @@ def schedule(config: PickConfig, batches: Batches, batch_size: int, accumulation
     return Schedule(
         epochs=config.epochs,
         samples=batches.lengths.samples,
+        sequences=batches.sequences,
         passes=epoch.steps,
         steps=ceil(epoch.steps / accumulation),
         real_tokens=round(epoch.real_tokens),

@@ -55,13 +55,13 @@ def by_policy(config: PickConfig, rows: Sequence[Row]) -> list[Row]:
 
 def _by_batch(config: PickConfig, row: Row, batches: Sequence[Row]) -> tuple[float, ...]:
     """Prefer useful batches, the largest first; of those that are too large, the smallest."""
-    beyond = max(0, row.effective_batch - most_useful(config))
+    beyond = max(0, row.effective_batch - most_useful(config, row))
     return slower_than_needed(row, batches), beyond, -row.effective_batch
 
 
-def most_useful(config: PickConfig) -> int:
+def most_useful(config: PickConfig, row: Row) -> int:
     """Return the samples that a step may learn from usefully: as many as the config says, and no more than there are."""
-    bounds = (config.stage2.useful_batch, config.samples)
+    bounds = (config.stage2.useful_batch, None if row.schedule is None else row.schedule.sequences)
     return min((bound for bound in bounds if bound is not None), default=sys.maxsize)
 
 

@@ -166,5 +166,6 @@ def test_a_data_set_can_be_packed_by_a_search() -> None:
     (row,) = rows_of(skewed(asked, packing=True))
     known = skewed(asked).lengths[MODEL]
     assert row.schedule is not None
+    assert row.schedule.sequences == known.tokens // 512
     assert row.schedule.passes == -(-(known.tokens // 512) // 4)
     assert pick(asked, offline=True).choice is not None
