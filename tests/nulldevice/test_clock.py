@@ -50,6 +50,9 @@ result["host bound"] = timed(lambda: issue(1e-3, 1e-4, 10))
 result["device bound"] = timed(lambda: issue(1e-4, 1e-3, 10))
 waits = (cuda.cudaDeviceSynchronize, lambda: cuda.cudaStreamSynchronize(None), lambda: cuda.cudaEventSynchronize(then))
 result["waits"] = [timed(lambda: issue(1e-3, 1e-3, 10, wait)) for wait in waits]
+control.wait_takes(1e-3)
+result["slow waits"] = timed(lambda: issue(1e-3, 1e-3, 10, waits[0]))
+control.wait_takes(0.0)
 result["overlapped"] = timed(lambda: issue(1e-3, 1e-3, 10))
 result["host only"] = timed(lambda: issue(5e-3, 0.0))
 result["really"] = timed(lambda: time.sleep(0.02))
@@ -87,6 +90,11 @@ def test_the_slower_lane_decides(seen: dict[str, Any]) -> None:
 def test_waiting_levels_the_lanes(seen: dict[str, Any]) -> None:
     """Where the host waits after each launch, by whatever call, issuing and executing take turns."""
     assert seen["waits"] == pytest.approx([20, 20, 20], abs=2e-3)
+
+
+def test_a_wait_takes_the_host_what_it_was_told(seen: dict[str, Any]) -> None:
+    """Ten waits of a millisecond each come on top."""
+    assert seen["slow waits"] == pytest.approx(seen["waits"][0] + 10, abs=2e-3)
 
 
 def test_work_without_a_kernel_is_the_host_s(seen: dict[str, Any]) -> None:

@@ -23,6 +23,8 @@ def _device() -> ctypes.CDLL | None:
     process.nullcuda_device_s.restype = ctypes.c_double
     process.nullcuda_work.argtypes = (ctypes.c_double, ctypes.c_double)
     process.nullcuda_work.restype = None
+    process.nullcuda_wait_takes.argtypes = (ctypes.c_double,)
+    process.nullcuda_wait_takes.restype = None
     process.nullcuda_last_missing.restype = ctypes.c_char_p
     return process
 
@@ -74,6 +76,11 @@ def pinned_peak_bytes() -> int:
 def launches() -> int:
     """Return how many kernels, matrix products, copies and fills were launched on the card since the start."""
     return int(_here().nullcuda_launches())
+
+
+def wait_takes(seconds: float) -> None:
+    """Say what it takes the host, each time that it waits for the card, to hear that the card is done."""
+    _here().nullcuda_wait_takes(seconds)
 
 
 def work(host_s: float, device_s: float) -> None:

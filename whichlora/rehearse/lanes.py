@@ -34,6 +34,10 @@ TIME = "WHICHLORA_REHEARSAL_TIME"
 # Measured on the null device: benchmarks/host_shares.py, 2026-11-22, PyTorch 2.14.
 RECORDED, BACKWARD, OUTSIDE, LISTED = 1.36, 1.07, 0.6, 0.2
 
+#: What it takes the host to hear that an idle card is done: the median of 4 bytes copied to the host and a synchronisation, on
+#: an RTX 5090 (github.com/kekzl/imp/issues/1654, 2026-08-23).
+WAIT_S = 32e-6
+
 
 def variables(gpu: Gpu) -> dict[str, str]:
     """Return what to add to a process's environment so that `start` finds the card there."""
@@ -70,14 +74,17 @@ class Lanes:
     def decomposing(self, name: str, matrix: Any) -> Iterator[None]:
         """Lay what the card takes to decompose a matrix, in place of the copies by which the host does it."""
         self.issue.resting = True
+        self.control.wait_takes(0.0)
         try:
             yield
         finally:
+            self.control.wait_takes(WAIT_S)
             self.issue.resting, self.issue.seen = False, self.control.launches()
         if name in AROUND_SVD:
             count = matrix.shape[:-2].numel()
-            self.control.work(0.0, svd_seconds(min(matrix.shape[-2:])) * count)
-            import_module("torch").cuda.synchronize()  # whether it converged is read back
+            # whether it converged is read back: the published time has that wait in it
+            self.control.work(0.0, svd_seconds(min(matrix.shape[-2:])) * count - WAIT_S)
+            import_module("torch").cuda.synchronize()
             kernels = [Kernel(2 * matrix.numel() * matrix.element_size())] * AROUND_SVD[name]
             self.issue.lay(kernels, OUTSIDE)
 
@@ -87,6 +94,7 @@ def start(control: Any) -> Lanes:
     issue = _Issue(gpu_from_fields(json.loads(os.environ[TIME])), control)
     lanes = Lanes(control, issue)
     control.work(0.0, 0.0)  # from now on events show this clock
+    control.wait_takes(WAIT_S)
     issue.watch_modules()
     _mode(issue).__enter__()
     hooks: Any = import_module("torch.optim.optimizer")
