@@ -22,8 +22,8 @@ from whichlora_estimators.errors import BadValue
 from whichlora_estimators.gpus import Gpu, all_gpus, context_bytes
 from whichlora_profiles_db import PhasePeak
 
-from . import breakdown, lanes
-from .breakdown import Breakdown
+from . import lanes
+from .breakdown import Breakdown, from_json, to_json
 from .cards import find_card
 from .hub import HUB, MAKER
 from .inside import EXPLAIN, FOLDER, OOM
@@ -111,13 +111,11 @@ def rehearse_script(
     from whichlora.nulldevice import environment
 
     card = find_card(gpu) if isinstance(gpu, str) else gpu
-    program = shutil.which(command[0]) if command else None
-    if program is None:
-        todo = "Example: whichlora rehearse --gpu rtx-4090 -- python train.py."
-        raise BadValue("no such command", value=" ".join(command), todo=todo)
+    program = _program(command)
     context, python = context_bytes(card), _python_of(Path(program))
     variables = environment(card, context_bytes=context, alloc_conf=alloc_conf, routing=routing, python=python)
-    with tempfile.TemporaryDirectory(prefix="whichlora-") as folder:
+    # What a killed script's processes may still write there is no reason to lose what it took.
+    with tempfile.TemporaryDirectory(prefix="whichlora-", ignore_cleanup_errors=True) as folder:
         variables |= {FOLDER: folder, EXPLAIN: "1" if explain else "", "PYTHONPATH": _python_path(variables)}
         variables |= _hub(Path(folder)) if stand_ins else {}
         variables |= _clock(card) if timed else {}
@@ -125,16 +123,28 @@ def rehearse_script(
             outputs = {"stdin": read, "stdout": stdout, "stderr": stderr}
             exit_code = _run([program, *command[1:]], {**os.environ, **variables}, outputs)
         seen, made = _most(Path(folder)), _reports(Path(folder) / "hub" / MADE)
-    found, phases = seen.pop("breakdown", None), seen.pop("phases", {})
-    return ScriptRun(
-        command=tuple(command),
-        gpu=card,
-        exit_code=exit_code,
-        phases={name: PhasePeak(allocated_peak_bytes=a, reserved_peak_bytes=r) for name, (a, r) in phases.items() if a},
-        stand_ins=tuple(made),
-        breakdown=breakdown.from_json(found) if found else None,
-        **seen,
-    )
+    told: dict[str, Any] = {"command": tuple(command), "gpu": card, "exit_code": exit_code, "stand_ins": tuple(made)}
+    return ScriptRun(**told, **_from_report(**seen))
+
+
+def _program(command: Sequence[str]) -> str:
+    program = shutil.which(command[0]) if command else None
+    if program is None:
+        todo = "Example: whichlora rehearse --gpu rtx-4090 -- python train.py."
+        raise BadValue("no such command", value=" ".join(command), todo=todo)
+    return program
+
+
+def _from_report(
+    *, breakdown: Mapping[str, Any] | None = None, phases: Mapping[str, Any] | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Return the fields of a run that a process's report holds."""
+    peaks = {
+        name: PhasePeak(allocated_peak_bytes=allocated, reserved_peak_bytes=reserved)
+        for name, (allocated, reserved) in (phases or {}).items()
+        if allocated
+    }
+    return {**fields, "phases": peaks, "breakdown": from_json(breakdown) if breakdown else None}
 
 
 def _python_of(program: Path) -> Path:
@@ -267,7 +277,7 @@ def answer(run: ScriptRun) -> dict[str, Any]:
     names = ["exit_code", "outcome", "allocated_peak_bytes", "reserved_peak_bytes", "process_bytes"]
     names += ["managed_peak_bytes", "ooms", "kind", "error", "where", "phase", "missing"]
     shown = {name: value for name in names if (value := getattr(run, name)) not in ("", None)}
-    explained = {"breakdown": breakdown.to_json(run.breakdown)} if run.breakdown else {}
+    explained = {"breakdown": to_json(run.breakdown)} if run.breakdown else {}
     head = {"command": list(run.command), "gpu": run.gpu.slug}
     phases = {"phases": {name: dataclasses.asdict(peak) for name, peak in run.phases.items()}}
     stand_ins = {"stand_ins": [dict(made) for made in run.stand_ins]} if run.stand_ins else {}

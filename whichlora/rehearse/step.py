@@ -64,7 +64,12 @@ class Recorder:
         self.loaded_us = 0  # since the epoch; of what comes later the peaks are told
 
     def mask_is_full(self, full: bool) -> None:
-        """Hear whether an attention mask, if one is asked about, would be all ones: a card that computes reads it."""
+        """Tell the null device, which stores no mask, whether one that is asked about would be all ones."""
+        from whichlora.nulldevice import control
+
+        if control.is_null_device():
+            control.reset()
+            control.set_bool(full)
 
     def build(self, workload: Workload) -> Any:
         """Return the workload's model on the device; a subclass may load it from a checkpoint."""

@@ -70,11 +70,7 @@ def _rehearse(
     from .step import Recorder, run
 
     class NullRecorder(Recorder):
-        """Tells the device what it would read back from a mask, and loads checkpoints without weights."""
-
-        def mask_is_full(self, full: bool) -> None:
-            control.reset()
-            control.set_bool(full)
+        """Loads checkpoints without weights."""
 
         def build(self, workload: Workload) -> Any:
             return load_model(workload, self.device, Path(phantoms)) if phantoms else super().build(workload)

@@ -61,19 +61,11 @@ class HostClock:
 
 
 class CudaRecorder(Recorder):
-    """Counts as a rehearsal does, and asks NVML what the process holds; on the null device, tells it of the mask."""
+    """Counts as a rehearsal does, and asks NVML what the process holds."""
 
     def __init__(self, process_bytes: ProcessBytes) -> None:
         super().__init__()
         self._process_bytes = process_bytes
-
-    def mask_is_full(self, full: bool) -> None:
-        """Tell the null device, which stores no mask, what a card would read."""
-        from whichlora.nulldevice import control
-
-        if control.is_null_device():
-            control.reset()
-            control.set_bool(full)
 
     def count_process(self) -> None:
         """Keep the most that NVML says."""
