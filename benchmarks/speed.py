@@ -9,10 +9,16 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 from whichlora.pick import pick
 from whichlora.pickconfig import config_from_fields
+from whichlora_estimators.estimate import estimate
+from whichlora_estimators.gpus import find_gpu
+from whichlora_estimators.models import load_model
+from whichlora_estimators.workload import Workload
 
 ESTIMATE = "from whichlora.cli import main; main(['estimate', 'meta-llama/Llama-3.1-8B', '--gpu', '4090', '--offline'])"
 
@@ -27,6 +33,10 @@ def main() -> None:
     estimate_s = seconds(ESTIMATE, arguments.repeats)
     print(f"import click, numpy: {base_s:.3f} s")
     print(f"whichlora estimate, one 8B model: {estimate_s:.3f} s, {estimate_s / base_s:.2f} times that")
+    for name, run in warm_estimates().items():
+        print(
+            f"one more estimate of 32 layers, {name}: {1e3 * process_s(run, arguments.repeats):.1f} ms of processor time"
+        )
     rows, pick_s = search(arguments.configurations)
     print(f"pick over {rows} configurations: {pick_s:.1f} s, {pick_s / estimate_s:.1f} times one estimate")
 
@@ -39,6 +49,30 @@ def seconds(code: str, repeats: int) -> float:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     return median(times)
+
+
+def warm_estimates() -> dict[str, Callable[[], object]]:
+    """Return what estimates a 32-layer model, timeline and allocator replay included, by name of the setup."""
+    shape, gpu = load_model("meta-llama/Llama-3.1-8B", offline=True), find_gpu("4090")
+    workload = Workload(model=shape.name, config=shape.config)
+    setups = {
+        "lora": workload,
+        "lora on nf4": workload.with_(quantization="nf4"),
+        "full": workload.with_(method="full"),
+        "generation of 128 tokens": workload.with_(phase="generate", decode_len=128),
+    }
+    return {name: partial(estimate, setup, gpu) for name, setup in setups.items()}
+
+
+def process_s(run: Callable[[], object], repeats: int) -> float:
+    """Least processor time of a call, the first one left out."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
+    return min(times)
 
 
 def search(configurations: int) -> tuple[int, float]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 import pytest
 
+from whichlora_estimators.allocator import CachingAllocator
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.families import all_families
 from whichlora_estimators.methods import all_methods
+from whichlora_estimators.models import load_model
 from whichlora_estimators.quantization import QUANTIZATIONS
 from whichlora_estimators.timeline import Timeline, lay
 from whichlora_estimators.workload import Workload
@@ -89,6 +91,27 @@ def test_few_layers_are_laid(method: str, quantization: str) -> None:
     workload = deep("llama", method=method, quantization=quantization)
     assert workload is not None
     assert check(workload)
+
+
+class CountingAllocator(CachingAllocator):
+    """Counts the events that it replays."""
+
+    replayed = 0
+
+    def run(self, sizes_bytes: Sequence[int], events: Sequence[int]) -> None:
+        """Count, then replay."""
+        self.replayed += len(events)
+        super().run(sizes_bytes, events)
+
+
+def test_work_does_not_grow_with_what_repeats() -> None:
+    """Of 32 layers four are laid, and of a third step that finds large blocks as the second did, small ones are replayed."""
+    shape = load_model("meta-llama/Llama-3.1-8B", offline=True)
+    timeline = lay(Workload(model=shape.name, config=shape.config, quantization="nf4"))
+    assert timeline.tape.left_out == {"": 28}
+    allocator = CountingAllocator()
+    timeline.replay(allocator)
+    assert allocator.replayed < 0.85 * len(timeline.events())
 
 
 @pytest.mark.parametrize(
