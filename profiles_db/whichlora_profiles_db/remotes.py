@@ -125,6 +125,8 @@ class Folder:
     def list(self) -> list[str]:
         """Return the names of the packs that are there, in order."""
         with _as_remote_error(self.url):
+            if self.path.exists() and not self.path.is_dir():
+                raise RemoteError("a remote that is no folder", value=self.url, todo="Name a folder.")
             found = {
                 path.relative_to(self.path).as_posix(): path for path in self.path.glob(f"gpu=*/month=*/*{SUFFIX}")
             }

@@ -11,8 +11,9 @@ import click
 from whichlora_estimators.errors import UnknownName
 from whichlora_estimators.models import bundled_model, load_model
 from whichlora_estimators.units import format_bytes, format_seconds
-from whichlora_profiles_db import Remote, open_remote
+from whichlora_profiles_db import Remote, RemoteError, open_remote
 from whichlora_profiles_db.http_remote import HttpRemote
+from whichlora_profiles_db.remotes import Folder
 
 from ..api import SCHEMA
 from .tables import table
@@ -26,9 +27,13 @@ def token_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--token", help=text)(command)
 
 
-def remote_at(url: str, token: str | None) -> Remote:
-    """Return the remote at a URL; a token goes to servers only."""
-    return open_remote(url, token=token) if url.startswith(("http://", "https://")) else open_remote(url)
+def remote_at(url: str, token: str | None, *, there: bool = False) -> Remote:
+    """Return the remote at a URL; a token goes to servers only. What is only read has to be `there`, if it is a folder."""
+    remote = open_remote(url, token=token) if url.startswith(("http://", "https://")) else open_remote(url)
+    if there and isinstance(remote, Folder) and not remote.path.is_dir():
+        todo = "Check the path; the first push to a folder makes it."
+        raise RemoteError("no such folder", value=str(remote.path), todo=todo)
+    return remote
 
 
 def echo_answers(

@@ -49,6 +49,7 @@ def calibrate(db: Path | None, with_published: bool, **options: Any) -> None:
     What does not beat the formula on held-out models and cards is not applied. --suggest prints workloads, one JSON
     object a line, for `whichlora verify --workloads`.
     """
+    _check(options["coverage"], options["suggested"], options["gpu"])
     compared = _compared(db, with_published)
     if options["suggested"] is not None:
         _suggest(compared.cases, options["suggested"], options["gpu"])
@@ -65,6 +66,19 @@ def calibrate(db: Path | None, with_published: bool, **options: Any) -> None:
         _tell(f"wrote {options['report']}")
     summary = {"schema": SCHEMA, **summary_to_json(found)}
     click.echo(json.dumps(summary, indent=1) if options["as_json"] else _text(found))
+
+
+def _check(coverage: float, suggested: int | None, gpu: str | None) -> None:
+    """Raise BadValue for options that make no sense, before anything takes time."""
+    if not COVERAGES[0] <= coverage <= COVERAGES[1]:
+        raise BadValue("coverage out of range", value=coverage, todo=f"Give {COVERAGES[0]} to {COVERAGES[1]}.")
+    todo = "Example: whichlora calibrate --suggest 10 --gpu rtx-4090 > runs.jsonl."
+    if suggested is None and gpu is not None:
+        raise BadValue("--gpu is the card of --suggest, which is not there", value=gpu, todo=todo)
+    if suggested is not None and (gpu is None or suggested < 1):
+        raise BadValue("--suggest needs a card and a count of 1 or more", value=f"{suggested}, {gpu}", todo=todo)
+    if gpu is not None:
+        find_gpu(gpu)
 
 
 def _tell(text: str) -> None:
@@ -86,8 +100,6 @@ def _compared(db: Path | None, with_published: bool) -> Compared:
 def _fit(compared: Compared, coverage: float) -> Calibration:
     from .. import __version__
 
-    if not COVERAGES[0] <= coverage <= COVERAGES[1]:
-        raise BadValue("coverage out of range", value=coverage, todo=f"Give {COVERAGES[0]} to {COVERAGES[1]}.")
     if importlib.util.find_spec("sklearn") is None:
         raise WhichloraError("calibration needs scikit-learn", todo="Run: pip install 'whichlora[calibrate]'.")
     if not compared.cases:
@@ -107,10 +119,7 @@ def _fit(compared: Compared, coverage: float) -> Calibration:
     )
 
 
-def _suggest(cases: Sequence[Case], count: int, gpu: str | None) -> None:
-    if gpu is None or count < 1:
-        todo = "Example: whichlora calibrate --suggest 10 --gpu rtx-4090 > runs.jsonl."
-        raise BadValue("--suggest needs a card and a count of 1 or more", value=f"{count}, {gpu}", todo=todo)
+def _suggest(cases: Sequence[Case], count: int, gpu: str) -> None:
     forecasts = Forecasts(Path(click.get_app_dir("whichlora")) / "forecasts")
     for number, workload in enumerate(suggest(find_gpu(gpu), cases, count, forecasts, report=_tell), 1):
         click.echo(json.dumps(workload_to_json(workload.with_(id=f"suggested-{number}"))))

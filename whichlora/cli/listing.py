@@ -134,7 +134,7 @@ def stats(remote: str | None, token: str | None, **options: Any) -> None:
 
 
 def _echo_remote(url: str, filters: Filters, *, token: str | None, as_json: bool) -> None:
-    groups = remote_stats(remote_at(url, token), filters)
+    groups = remote_stats(remote_at(url, token, there=True), filters)
     total = sum(group.total for group in groups)
     if as_json:
         lines = [_group_fields("remote", group) for group in groups]
@@ -167,11 +167,11 @@ def _is_pattern(name: str) -> bool:
 
 def _moment(name: str, text: str) -> datetime:
     """Read a date, a date with a time, or `30d`; without a zone they are of this machine's."""
-    if days := re.fullmatch(r"(\d{1,6})d", text.strip()):
-        return datetime.now(timezone.utc) - timedelta(days=int(days[1]))
     try:
+        if days := re.fullmatch(r"(\d{1,6})d", text.strip()):
+            return datetime.now(timezone.utc) - timedelta(days=int(days[1]))
         return datetime.fromisoformat(text.strip()).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):
         todo = "Write 2026-01-31, 2026-01-31T12:00+00:00, or 30d for the last 30 days."
         raise BadValue(f"--{name} is not a date", value=text, todo=todo) from None
 

@@ -50,6 +50,8 @@ _URL = click.argument("url", metavar="URL")
 @_JSON
 def export(pack: Path, with_names: bool, force: bool, db: Path | None, as_json: bool, **options: Any) -> None:
     """Write measurements of the store into a PACK, one Parquet file, without host and user names."""
+    if pack.is_dir():
+        raise BadValue("a folder where a file is to be written", value=str(pack), todo="Name a file in it.")
     if pack.exists() and not force:
         raise BadValue("the file is there already", value=str(pack), todo="Name another one, or replace it: --force.")
     made = export_pack(open_store(db), pack, chosen_filters(options), with_names=with_names)
@@ -140,7 +142,7 @@ def pull_(url: str, partial: bool, again: bool, token: str | None, db: Path | No
 
     URL: a folder, s3://, gs://, hf://datasets/…, or http(s):// of a `whichlora serve`.
     """
-    pulled = pull(open_store(db), remote_at(url, token), partial=partial, again=again, on_pack=_tell("pull"))
+    pulled = pull(open_store(db), remote_at(url, token, there=True), partial=partial, again=again, on_pack=_tell("pull"))
     _echo_exchange(url, as_json, pulled=pulled)
 
 
