@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from whichlora.rehearse.cards import find_card
 from whichlora.rehearse.pool import Pool, processors
 from whichlora.rehearse.rehearsals import need
-from whichlora.rehearse.stored import card_fields
+from whichlora.rehearse.stored import card_fields, environment_here
 from whichlora_estimators.errors import BadValue, UnknownName, WhichloraError
 from whichlora_estimators.gpus import Gpu, context_bytes
 from whichlora_profiles_db import Environment, environment_from_json
@@ -68,13 +68,14 @@ def find_place(on: str, gpu: str | Gpu | None = None) -> Place:
 
 def _null_device(gpu: str | Gpu | None) -> Place:
     from whichlora.nulldevice import environment
+    from whichlora.nulldevice.stack import find_stack
 
     if gpu is None:
         raise BadValue("no --gpu given for the null device to play", todo="Example: --on null --gpu rtx-4090.")
     card = find_card(gpu) if isinstance(gpu, str) else gpu
     variables = {**environment(card, context_bytes=context_bytes(card)), **_QUIET, "OMP_NUM_THREADS": "1"}
-    place = _looked("null", variables | {DEVICE: "cuda"}, card)
-    return dataclasses.replace(place, environment=place.described(place.environment), jobs=processors())
+    here = environment_here(card, cuda_version=find_stack().cuda_version)  # no need to look: nothing is there
+    return Place(device="null", gpu=card, environment=here, variables=variables | {DEVICE: "cuda"}, jobs=processors())
 
 
 def _host() -> Place:
