@@ -1,6 +1,9 @@
 """Draw workloads at random over all families, methods and setups, and rehearse each once: the grid that accuracy is told on.
 
-usage: python benchmarks/make_grid.py OUT.jsonl.gz [--lines N] [--seed S] [--jobs J] [--first N]
+usage: python benchmarks/make_grid.py OUT.jsonl.gz [--lines N] [--parts N] [--seed S] [--jobs J]
+
+`--parts` lines more adapt parts of models that the others leave alone: embeddings, output heads, single tokens, numbered
+layers, all but excluded modules, with ranks above a layer's width among them. Every process is fresh.
 
 Every line is a workload with its `truth`; what the installed libraries refuse or fail on is left out and told on stderr. A
 run that was interrupted goes on where it stopped: lines that OUT has already are not rehearsed again.
@@ -39,12 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--lines", type=int, default=600)
+    parser.add_argument("--parts", type=int, default=75)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     known = read_lines(arguments.out) if arguments.out.exists() else []
     done = {line["id"] for line in known}
-    drawn = [line for line in draw(arguments.lines, arguments.seed) if line["id"] not in done]
+    lines = [*draw(arguments.lines, arguments.seed), *draw_parts(arguments.parts, arguments.seed)]
+    drawn = [line for line in lines if line["id"] not in done]
     with gzip.open(arguments.out, "at", encoding="utf-8") as out:
         for line, rehearsal in rehearsed(drawn, arguments.jobs):
             if rehearsal.outcome == "ok":
@@ -95,6 +100,41 @@ def draw(count: int, seed: int) -> Iterator[dict[str, Any]]:
         name = families[index % len(families)]
         line = {"id": f"grid-{index:04d}", **_workload(random, name, methods[(index // 3) % len(methods)])}
         yield {key: value for key, value in line.items() if value is not None}
+
+
+def draw_parts(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield training workloads that adapt parts of a model, of families in turn."""
+    random = Random(f"parts {seed}")
+    families = sorted(name for name in all_families() if shapes(name))
+    for index in range(count):
+        name = families[index % len(families)]
+        method = random.choice(("lora", "lora", "dora", "rslora", "lora-fa", "adalora", "vera", "ia3"))
+        line = {"phase": "generate"}
+        while line["phase"] != "train":
+            line = _workload(random, name, method)
+        line = {"id": f"parts-{index:04d}", **line, **_part(random, all_families()[name], method)}
+        yield {key: value for key, value in line.items() if value is not None}
+
+
+def _part(random: Random, recipe: type[Model], method: str) -> dict[str, Any]:
+    some = [*sorted(recipe.default_targets), *(() if recipe.default_targets else ("o_proj", "q_proj"))]
+    decoder = issubclass(recipe, Decoder)
+    words = (
+        recipe.tokens if issubclass(recipe, Decoder) else random.choice(("word_embeddings", "embed_tokens", "shared"))
+    )
+    head = recipe.head_name if issubclass(recipe, Decoder) else "lm_head"
+    lora = method in ("lora", "dora", "rslora", "lora-fa")
+    choices: list[dict[str, Any]] = [{"targets": [*some, head]}, {"targets": [*some, head], "rank": 96}]
+    if lora:
+        choices += [{"targets": [*some, words]}, {"targets": [words]}, {"targets": [*some, words, head]}]
+    if method not in ("vera", "ia3"):
+        choices += [{"targets": some, "trainable_tokens": random.choice((1, 8, 300))}]
+    if method != "vera":
+        choices += [{"exclude_modules": some[:1]}, {"targets": "all-linear", "exclude_modules": some[:1]}]
+    if method != "ia3":
+        choices += [{"targets": some, "layers_to_transform": sorted(random.sample(range(4), 2))}]
+        choices += [{"targets": some, "rank": 6000 if decoder else 1000}]
+    return {"rank_pattern": None, "modules_to_save": None, **random.choice(choices)}
 
 
 def shapes(family: str) -> list[ModelShape]:
