@@ -13,7 +13,7 @@ from whichlora.finetune.run import Options, run
 from whichlora.plan import read_plan
 from whichlora_profiles_db import open_store
 
-from .conftest import make_plan, read_json
+from .conftest import UNITS, make_plan, read_json
 
 pytestmark = pytest.mark.stack
 #: Rates at which so small a model learns something in ten steps.
@@ -111,3 +111,19 @@ def test_the_first_batch_is_the_largest(small_model: Path, tmp_path: Path) -> No
     widths = [line["width"] for line in lines if "width" in line]
     assert widths[0] == max(widths) > min(widths)
     assert read_json(tmp_path / "finetune" / "result.json")["outcome"] == "ok"
+
+
+def test_a_run_has_the_steps_that_its_plan_says(small_model: Path, tmp_path: Path) -> None:
+    """Micro-batches are accumulated and samples grouped as the plan has it; its measurement is of such a step."""
+    stage2 = {"batch_size": [4], "accumulation": [3]}
+    data = {"source": str(UNITS), "validation_share": 0.1, "test_share": 0.1, "group_by_length": True}
+    plan = read_plan(make_plan(small_model, tmp_path, stage2_profile=stage2, dataset=data))
+    assert plan.choice is not None
+    assert plan.choice.schedule is not None
+    with open_store(tmp_path / "store.duckdb") as store:
+        found = run(make_recipe(plan), tmp_path / "finetune", Options(on="cpu", offline=True, store=store))
+        (kept,) = store.query()
+    assert found.outcome == "ok"
+    assert found.steps == plan.choice.schedule.total_steps == 2 * -(-64 // (4 * 3))
+    assert (kept.workload.batch_size, kept.workload.accumulation) == (4, 3)
+    assert kept.workload.seq_len == plan.choice.schedule.longest_tokens

@@ -99,12 +99,14 @@ def test_mistakes_are_told_before_anything_runs(small_model: Path, tmp_path: Pat
     plan = make_plan(small_model, tmp_path / "qlora", methods=["qlora"], precision="bf16-true")
     prompts = make_plan(small_model, tmp_path / "prompts", methods=["prompt-tuning"])
     bare = make_plan(small_model, tmp_path / "bare", dataset={"samples": 100})
+    untold = make_plan(Path("Qwen/Qwen2.5-0.5B"), tmp_path / "untold")
     cases = [
         ([tmp_path / "nowhere"], "cannot read the plan"),
         ([bare, "--on", "cpu"], "names no data set"),
         ([bare, "--on", "cpu", "--model-path", tmp_path, "--data", "x.jsonl"], "no model at this path"),
         ([plan, "--on", "cpu"], "bitsandbytes"),
         ([plan, "--on", "cuda"], "no card"),
+        ([untold, "--on", "cpu", "--offline", "--no-store"], "cannot find the tokenizer"),
         ([prompts, "--on", "cpu", "--merge"], "nothing that merges"),
     ]
     for args, reason in cases:
