@@ -142,7 +142,9 @@ def pull_(url: str, partial: bool, again: bool, token: str | None, db: Path | No
 
     URL: a folder, s3://, gs://, hf://datasets/…, or http(s):// of a `whichlora serve`.
     """
-    pulled = pull(open_store(db), remote_at(url, token, there=True), partial=partial, again=again, on_pack=_tell("pull"))
+    pulled = pull(
+        open_store(db), remote_at(url, token, there=True), partial=partial, again=again, on_pack=_tell("pull")
+    )
     _echo_exchange(url, as_json, pulled=pulled)
 
 
