@@ -84,7 +84,7 @@ def _step_ms(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor, ma
         optimizer.zero_grad()
         output.loss.item()
     torch.cuda.synchronize()
-    return statistics.median(before.elapsed_time(after) for before, after in pairwise(events[1:]))
+    return float(statistics.median(before.elapsed_time(after) for before, after in pairwise(events[1:])))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ from whichlora_profiles_db import Filters, Measurement, Store, TimeStats, local_
 
 #: What share of the times of models that were left out lay between the bounds.
 COVERAGE = 0.9
-_TODO = (
-    "Measure: whichlora verify --on cpu MODEL… --precision PRECISION, for two small models or more, and --generate too."
-)
+_TODO = f"Measure {FEWEST} times each of two small models: whichlora verify --on cpu MODEL… --precision PRECISION."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +74,19 @@ def _when(measured: Measurement) -> float:
 
 
 def calibrated(measured: Iterable[Measurement]) -> Processor:
-    """Fit an entry to measurements of one processor. Raises BadValue for too few times, or of a single model."""
+    """Fit an entry to measurements of one processor.
+
+    Raises BadValue where no model can be left out, since it then would not show how far the entry is to be trusted.
+    """
     by_model: dict[str, list[tuple[Work, float]]] = {}
     for each in measured:
         by_model.setdefault(each.workload.model, []).extend(least_times(each))
     rows = [row for own in by_model.values() for row in own]
-    if len(rows) < FEWEST or len(by_model) < 2:
+    ratios = list(_left_out(by_model))
+    if not ratios:
         what = f"{len(rows)} times of {len(by_model)} models"
         raise BadValue("too few times of this processor are known", value=what, todo=_TODO)
-    low, high = _bounds(list(_left_out(by_model)))
+    low, high = _bounds(ratios)
     return Processor(entry=fit_host(rows), low=low, high=high, models=len(by_model), times=len(rows))
 
 
@@ -111,7 +113,7 @@ def _left_out(by_model: dict[str, list[tuple[Work, float]]]) -> Iterator[float]:
 
 
 def _bounds(ratios: Sequence[float]) -> tuple[float, float]:
-    """Return the outermost ratios but for as many at each end as may lie outside; everything where none is known."""
+    """Return the outermost ratios but for as many at each end as may lie outside."""
     ranked = sorted(ratios)
     outside = math.floor((1 - COVERAGE) / 2 * (len(ranked) + 1))
-    return (ranked[outside], ranked[-1 - outside]) if ranked else (0.0, math.inf)
+    return ranked[outside], ranked[-1 - outside]

@@ -92,6 +92,9 @@ def test_one_model_is_too_little(store: Store) -> None:
     single = [each for each in measured_here(store, "fp32") if each.workload.model == MODELS[0]]
     with pytest.raises(BadValue, match="verify --on cpu"):
         calibrated(single)
+    others = [each for each in measured_here(store, "fp32") if each.workload.model == MODELS[1]]
+    with pytest.raises(BadValue, match="6 times of 2 models"):
+        calibrated([*single[:2], *others[:2]])
 
 
 def test_the_command_line_predicts_for_the_processor(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
