@@ -16,14 +16,20 @@ Card = tuple[tuple[int, int], int]
 A100: Card = ((8, 0), 108)
 #: Threads that a multiprocessor runs at once, where not 2048 (cccl, libcudacxx/include/cuda/__device/arch_traits.h).
 _MOST_THREADS = 2048
+_MOST_OFFSET = 2**31 - 1
 _THREADS_OF = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (11, 0): 1536, (12, 0): 1536, (12, 1): 1536}
 
 
-def column_sum_bytes(rows: int, columns: int, accumulator_bytes: int = 4, *, card: Card = A100) -> int:
+def column_sum_bytes(
+    rows: int, columns: int, accumulator_bytes: int = 4, *, card: Card = A100, element_bytes: int = 4
+) -> int:
     """Bytes of partial sums when [rows, columns] is summed to [columns]; 0 where each block finishes its own.
 
-    Sums of 16-bit values are kept in fp32, and whether any of a column is set in a byte.
+    Sums of 16-bit values are kept in fp32, and whether any of a column is set in a byte. What is too large for offsets of
+    32 bits is summed half by half, one after the other (TensorIterator, with_32bit_indexing).
     """
+    while rows > 1 and rows * columns * element_bytes > _MOST_OFFSET:
+        rows = -(-rows // 2)
     capability, multiprocessors = card
     vector = next(width for width in (4, 2, 1) if columns % width == 0)
     threads = _THREADS // vector

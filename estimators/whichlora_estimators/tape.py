@@ -502,7 +502,8 @@ def _summed(grad: Tensor, shape: Shape) -> Tensor:
     total = computed(grad, shape, grad.dtype)
     if grad.shape[-1] == shape[-1]:
         columns = prod(shape)
-        grad.tape.new((column_sum_bytes(grad.numel // columns, columns, card=grad.tape.card),), UINT8)
+        rows, card = grad.numel // columns, grad.tape.card
+        grad.tape.new((column_sum_bytes(rows, columns, card=card, element_bytes=grad.dtype.bytes),), UINT8)
     return total
 
 
