@@ -1,5 +1,7 @@
 """From estimates to predictions: corrected by what was measured, with how far to trust them, and a verdict."""
 
+from whichlora_estimators.roofline import TimeSpan
+
 from .correction import Correction
 from .current import current_correction
 from .prediction import (
@@ -7,7 +9,6 @@ from .prediction import (
     Choice,
     Interval,
     Prediction,
-    TimeSpan,
     Verdict,
     corrected_times,
     expected_times,
