@@ -11,8 +11,9 @@ the added layers' as often as they come; they are computed at powers of two and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,8 @@ def _affine(low: Sequence[int], high: Sequence[int]) -> _Affine:
     return _Affine(base, np.array(high, dtype=np.int64) - base)
 
 
-def _counts(timeline: Timeline) -> list[int]:
-    return [int(count) for kernel in timeline.tape.kernels for count in kernel[:_COUNTS]]
+def _counts(kernels: Iterable[Kernel]) -> list[int]:
+    return [int(count) for kernel in kernels for count in kernel[:_COUNTS]]
 
 
 class _Depth:
@@ -83,8 +84,12 @@ class _Depth:
         self.timeline, self.layers = low, layers
         self.events = np.array(low.events(), dtype=np.int64)
         self.sizes = _affine(low.tape.sizes, high.tape.sizes)
-        self.counts = _affine(_counts(low), _counts(high))
-        self.kinds = [kernel[_COUNTS:] for kernel in low.tape.kernels]
+        pairs = list(zip(low.tape.kernels, high.tape.kernels, strict=True))
+        distinct = dict.fromkeys(pairs)  # the same launches come again and again
+        self.counts = _affine(*map(_counts, zip(*distinct, strict=True)))
+        self.kinds = [kernel[_COUNTS:] for kernel, _ in distinct]
+        numbers = {pair: number for number, pair in enumerate(distinct)}
+        self.numbers = [numbers[pair] for pair in pairs]
         self.starts, self.sections = _sections(self.timeline, layers)
 
     def section_peaks(self, batch: int) -> dict[tuple[str, str], int]:
@@ -104,7 +109,8 @@ class _Depth:
     def kernels(self, batch: int) -> list[Kernel]:
         """Return the launches at a batch size."""
         rows = self.counts.at(batch).reshape(-1, _COUNTS).tolist()
-        return [Kernel._make((*row, *kind)) for row, kind in zip(rows, self.kinds, strict=True)]
+        distinct = [Kernel._make((*row, *kind)) for row, kind in zip(rows, self.kinds, strict=True)]
+        return [distinct[number] for number in self.numbers]
 
     def stretches(self, places: Sequence[int], lane: Sequence[float], launch_s: float) -> dict[Hashable, Stretch]:
         """Return the launches of some segments by section, in their order; `lane` holds the device seconds of each."""
@@ -168,7 +174,7 @@ class Scaled:
         self.steps = (self.layers - shallow) // period
         self.known_times: dict[tuple[int, str], Times] = {}
 
-    @property
+    @cached_property
     def trainable_params(self) -> int:
         """Count the elements that train."""
         shallow, deeper = (depth.timeline.trainable_params for depth in self.depths)
