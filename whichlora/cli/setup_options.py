@@ -48,7 +48,15 @@ _OPTIONS = (
 
 #: The names of what these options give.
 SETUP_NAMES = {"task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant", "kbit_preparation"}
-SETUP_NAMES |= {"exclude_modules", "layers", "trainable_tokens", "accumulation", "clip_grad_norm", "trainer", "static_cache"}
+SETUP_NAMES |= {
+    "exclude_modules",
+    "layers",
+    "trainable_tokens",
+    "accumulation",
+    "clip_grad_norm",
+    "trainer",
+    "static_cache",
+}
 
 
 def setup_options(command: F) -> F:
