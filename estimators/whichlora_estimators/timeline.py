@@ -352,10 +352,13 @@ def _forward_backward(
 
 
 def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape, *, whole: bool) -> Timeline:
+    if workload.task != "causal":
+        todo = 'Only causal models are predicted to generate: choose task "causal", or phase "train".'
+        raise Unsupported(f"generation by {config.get('model_type')}", value=workload.task, todo=todo)
     recorder = _Recorder(tape)
     model = build_model(workload, tape, config)
     tape.period = 0 if whole else model.period(model.config)
-    assert isinstance(model, Decoder)
+    assert isinstance(model, Decoder)  # what else there is has no causal task
     tape.autocast = AUTOCAST.get(workload.precision)
     limit = workload.prefill_len + workload.decode_len
     tuples = tape.stack.keeps_tuple_cache(model.model_type)

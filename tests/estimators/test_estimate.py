@@ -13,14 +13,15 @@ import pytest
 
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.estimate import estimate, find_peak
+from whichlora_estimators.families import all_families
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.methods import all_methods
 from whichlora_estimators.scaled import NotAffine, Scaled
 from whichlora_estimators.tape import Leaf
 from whichlora_estimators.timeline import lay
-from whichlora_estimators.workload import Workload
+from whichlora_estimators.workload import PHASES, TASKS, Workload
 
-from .small import shallow_workloads
+from .small import shallow_config, shallow_workloads, smallest
 
 ROOT = Path(__file__).parents[2]
 GPU = find_gpu("a100-sxm-80gb")
@@ -34,6 +35,24 @@ def named(workload: Workload) -> str:
 
 def peak(workload: Workload) -> int:
     return find_peak(lay(workload)).live_bytes
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("family", sorted(all_families()))
+def test_every_family_has_an_estimate_or_says_why_not(family: str, phase: str) -> None:
+    """Every task of an architecture ends in a prediction or in a refusal by name; one at least can be trained for."""
+    shape, predicted = smallest(family), 0
+    if shape is None:
+        pytest.skip(f"no bundled model of {family}")
+    for task in TASKS:
+        workload = Workload(
+            model=shape.name, config=shallow_config(shape), phase=phase, task=task, seq_len=96, prefill_len=96
+        )
+        try:
+            predicted += estimate(workload, GPU).allocated_peak_bytes > 0
+        except WhichloraError:
+            continue
+    assert predicted or phase == "generate"
 
 
 @pytest.mark.parametrize("workload", [*TRAINED, *GENERATED], ids=named)
