@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ _TRUST = {**dict.fromkeys(MEMORY, "memory"), **dict.fromkeys(TIMES, "time")}
 #: Of many runs of one kind, those at these quantiles are kept; one beyond this factor of their middle is odd.
 KEPT = (1 / 6, 1 / 2, 5 / 6)
 ODD = 1.5
+
+#: Seconds between words of progress.
+TELL_S = 3.0
 
 Report = Callable[[str], None]
 
@@ -105,9 +109,11 @@ def cases_of(measurements: Iterable[Measurement], forecasts: Forecasts, *, repor
     kinds: dict[tuple[Any, ...], _Kind] = {}
     left: list[Left] = []
     compared: list[str] = []
+    told_s = time.monotonic()
     for number, measurement in enumerate(measurements, 1):
-        if number % 1000 == 0:
+        if time.monotonic() - told_s > TELL_S:
             report(f"{number} measurements compared with the formula")
+            told_s = time.monotonic()
         if measurement.device != "cuda" or measurement.environment.gpu is None or measurement.outcome == "failed":
             continue
         id_ = forecasts.identities.measurement(measurement)

@@ -200,7 +200,7 @@ _WINDOW_MASKS: Mapping[str, Release] = {
     "qwen2_moe": (4, 48),
 }
 
-_RELEASE = re.compile(r"\d+(\.\d+)*")
+_RELEASE = re.compile(r"(\d+(?:\.\d+)*)[\w.+-]*", re.ASCII)
 
 
 @dataclass(frozen=True, eq=True)
@@ -295,7 +295,7 @@ def parse_stack(text: str) -> Stack:
 @cache
 def _release(version: str) -> Release:
     """Read the numbers of a version: 2.6.0+cu124 is 2.6.0."""
-    found = _RELEASE.match(version)
+    found = _RELEASE.fullmatch(version)
     if found is None:
         raise BadValue("not a version", value=version, todo="Give numbers with dots: 4.57.6.")
-    return tuple(map(int, found[0].split(".")))
+    return tuple(map(int, found[1].split(".")))

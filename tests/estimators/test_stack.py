@@ -99,6 +99,10 @@ def test_a_stack_is_read_from_text() -> None:
     stack = parse_stack("torch==2.6.0+cu124, transformers==4.57.6")
     assert stack.named == {**NEWEST, "torch": "2.6.0+cu124", "transformers": "4.57.6"}
     assert stack.behaviours == stack_of({"torch": "2.6.0", "transformers": "4.57.6"}).behaviours
+    assert (
+        stack_of({"torch": "2.6.0.dev1", "peft": "0.14.0rc1"}).behaviours
+        == parse_stack("torch==2.6.0,peft==0.14.0").behaviours
+    )
     assert parse_stack("") == NEWEST_STACK
 
 
@@ -107,7 +111,7 @@ def test_packages_that_decide_nothing_are_passed_over_in_an_environment() -> Non
     assert stack_of({"accelerate": "1.0", "torch": "2.6.0", "peft": ""}) == parse_stack("torch==2.6.0")
 
 
-@pytest.mark.parametrize("text", ["torch>=2.6", "torch==new", "torch"])
+@pytest.mark.parametrize("text", ["torch>=2.6", "torch==new", "torch", "torch==2.6; import os"])
 def test_what_names_no_version_is_refused(text: str) -> None:
     """A stack is exact versions."""
     with pytest.raises(BadValue):

@@ -69,7 +69,7 @@ def calibrate(db: Path | None, with_published: bool, **options: Any) -> None:
 
 
 def _check(coverage: float, suggested: int | None, gpu: str | None) -> None:
-    """Raise BadValue for options that make no sense, before anything takes time."""
+    """Raise for options that make no sense, or for want of scikit-learn, before anything takes time."""
     if not COVERAGES[0] <= coverage <= COVERAGES[1]:
         raise BadValue("coverage out of range", value=coverage, todo=f"Give {COVERAGES[0]} to {COVERAGES[1]}.")
     todo = "Example: whichlora calibrate --suggest 10 --gpu rtx-4090 > runs.jsonl."
@@ -79,6 +79,8 @@ def _check(coverage: float, suggested: int | None, gpu: str | None) -> None:
         raise BadValue("--suggest needs a card and a count of 1 or more", value=f"{suggested}, {gpu}", todo=todo)
     if gpu is not None:
         find_gpu(gpu)
+    if suggested is None and importlib.util.find_spec("sklearn") is None:
+        raise WhichloraError("calibration needs scikit-learn", todo="Run: pip install 'whichlora[calibrate]'.")
 
 
 def _tell(text: str) -> None:
@@ -100,8 +102,6 @@ def _compared(db: Path | None, with_published: bool) -> Compared:
 def _fit(compared: Compared, coverage: float) -> Calibration:
     from .. import __version__
 
-    if importlib.util.find_spec("sklearn") is None:
-        raise WhichloraError("calibration needs scikit-learn", todo="Run: pip install 'whichlora[calibrate]'.")
     if not compared.cases:
         todo = (
             "Run `whichlora verify` on a card, or `whichlora profiles import` a pack, or leave the published ones in."
