@@ -151,11 +151,15 @@ def test_the_smallest_card_is_rehearsed(tmp_path: Path) -> None:
     assert f"again on {find_gpu('b200').name}" in done.stderr
 
 
+def _heeding_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore, and hand on
+
+
 def test_an_interrupted_script_tells_what_it_took() -> None:
     """Ctrl-C ends script and rehearsal with 130, and the peak of a process that ended before is there."""
     command = [*WHICHLORA, "rehearse", "--gpu", "l4", "--", sys.executable, "-c", WAITS]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, start_new_session=True) as process:
+    with subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=_heeding_interrupts) as process:
         assert process.stderr
         assert "waiting\n" in iter(process.stderr.readline, "")
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
