@@ -94,7 +94,8 @@ def step_times(workload: Workload, gpu: Gpu, widths: Iterable[int]) -> dict[int,
     """Return seconds of a training step at each of some lengths. Raises as `estimate` does."""
     found = {}
     for width in widths:
-        timeline = lay(workload.with_(seq_len=width), compute_capability=gpu.compute_capability)
+        shorter = workload.with_(seq_len=width)
+        timeline = lay(shorter, compute_capability=gpu.compute_capability, multiprocessors=gpu.sm_count)
         step_s = times_of(timeline, timeline.tape.kernels, gpu).step_s
         assert step_s is not None
         found[width] = step_s
