@@ -101,9 +101,8 @@ class CachingAllocator:
 
         self._at = Addresses()
         self._pools: dict[int, tuple[Pool, Pool]] = {}  # stream -> small, large
-        self._given: dict[
-            int, tuple[Block | None, int, Pool]
-        ] = {}  # handle of `malloc` -> block, requested bytes, pool
+        # handle of `malloc` -> block, requested bytes, pool
+        self._given: dict[int, tuple[Block | None, int, Pool]] = {}
         self._handle = 0
         self._tensors: list[Block | None] = []  # the block of each tensor of `run`
         self._sizes_bytes: Sequence[int] = ()  # what it asked for
@@ -202,9 +201,8 @@ class CachingAllocator:
         limited = min(self._limit_bytes, self._allowed_bytes) < _UNLIMITED_BYTES
         if self._collects or large.growths > before[1] or (limited and small.growths > before[0]):
             self.run(sizes_bytes, events)
-        elif (
-            small.growths > before[0]
-        ):  # its blocks are no larger than asked for, so that all sums are known but reserved
+        elif small.growths > before[0]:
+            # its blocks are no larger than asked for, so that all sums are known but reserved
             is_small = [size <= _SMALL_BYTES for size in self._rounded_bytes]
             is_small += is_small[::-1]  # where a free, ~i, finds that of i
             self.run(sizes_bytes, [event for event in events if is_small[event]])

@@ -183,9 +183,8 @@ class Linear8bit(Linear):
             tape.launch(moved)  # magnitudes, which are outliers, in which columns, codes
         tape.wait()  # for how many columns these are
         del magnitudes
-        tape.new(
-            (column_sum_bytes(rows, self.in_features, 1, card=tape.card),), UINT8
-        )  # which columns have any outlier
+        # which columns have any outlier
+        tape.new((column_sum_bytes(rows, self.in_features, 1, card=tape.card),), UINT8)
         del outliers
         del half
         product = tape.new((rows, self.out_features), INT32)
