@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("timed")
     script, path = folder / "script.py", folder / "seen.json"
     script.write_text(SCRIPT, encoding="utf-8")
-    run = rehearse_script(["python", str(script), str(path)], gpu=GPU, timed=True)
+    run = rehearse_script([sys.executable, str(script), str(path)], gpu=GPU, timed=True)
     assert run.outcome == "ok", run.error
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found | {"report": run.times}
