@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from whichlora.rehearse.script import ScriptRun, _python_of, comes_from_stdin, rehearse_script
+from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.gpus import find_gpu
 
 from .conftest import ROOT, TINY
@@ -193,6 +194,18 @@ def test_a_command_that_does_not_run_exits_2(tmp_path: Path) -> None:
         done = subprocess.run([*WHICHLORA, "rehearse", "--gpu", "l4", "--", command], capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")
         assert command in done.stderr
+
+
+def test_an_environment_that_is_not_activated_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PATH lacks a program, or its python lacks PyTorch, the error names those beside the Python that runs us."""
+    ours = Path(sys.executable)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec env PYTHONPATH= "{ours}" -S "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(WhichloraError, match=f"no PyTorch: '{tmp_path}/python'.* name {ours} instead"):
+        rehearse_script(["python", "train.py"], "l4")
+    with pytest.raises(WhichloraError, match=f"no such command: 'accelerate launch'.* name {ours.parent}/accelerate"):
+        rehearse_script(["accelerate", "launch"], "l4")
 
 
 def test_a_launcher_runs_on_the_device_of_its_own_python(tmp_path: Path) -> None:

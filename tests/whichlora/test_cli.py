@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def whichlora(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def whichlora(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from whichlora.cli import main; main(prog_name='whichlora')", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **variables}, check=False
+    )
 
 
 def predictions(*arguments: str) -> list[dict[str, object]]:
@@ -160,3 +163,11 @@ def test_lists_are_searchable() -> None:
     assert all("gemma" in json.dumps(model).lower() for model in models)
     gpus = json.loads(whichlora("gpus", "4090", "--json").stdout)["gpus"]
     assert {gpu["slug"] for gpu in gpus} >= {"rtx-4090", "rtx-4090-laptop"}
+
+
+def test_a_terminal_that_lacks_a_character_gets_the_rest() -> None:
+    """What an encoding cannot say is a question mark in it, not an error."""
+    shown = [whichlora("estimate", "--help", PYTHONIOENCODING=encoding) for encoding in ("latin-1", "utf-8")]
+    assert [done.returncode for done in shown] == [0, 0]
+    assert "…" in shown[1].stdout
+    assert shown[0].stdout == shown[1].stdout.replace("…", "?")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -50,6 +52,7 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run, and say what is wrong, its value and what to do where something is."""
+        _print_anything()
         try:
             return super().invoke(ctx)
         except WhichloraError as error:
@@ -61,6 +64,13 @@ class _Group(click.Group):
                 f"{error.strerror or type(error).__name__}: check the path, your rights there and the room on the disk."
             )
             raise _Failed(str(WhichloraError("cannot read or write", value=error.filename, todo=todo))) from None
+
+
+def _print_anything() -> None:
+    """Print ? for what the terminal's encoding lacks, rather than to stop there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -81,6 +82,8 @@ def _text(run: ScriptRun) -> str:
             lines.append(f"{name.replace('_', ' ')}: {format_bytes(size)}")
     if run.allocated_peak_bytes is None:
         lines.append("no process that used the card lived to tell what it took")
+        if run.exit_code > 0 and not Path(run.command[0]).name.startswith("python"):
+            lines.append(f"what it calls python is the first on PATH; whichlora's is {sys.executable}")
     if run.ooms and run.outcome != "oom":
         lines.append(f"it ran out of memory and went on: {run.ooms} times")
     lines += [f"{name}: {text}" for name in ("where", "phase", "error", "missing") if (text := getattr(run, name))]

@@ -58,11 +58,18 @@ def find_stack(python: Path | None = None) -> Stack:
         )
     found = _locate(python)
     if "torch" not in found:
-        raise WhichloraError("PyTorch is not installed", value=str(python or sys.executable), todo=_INSTALL)
+        raise WhichloraError("this Python has no PyTorch", value=str(python or sys.executable), todo=_remedy(python))
     torch = Path(found["torch"][0])
     torch_version, cuda_version = _versions(torch)
     packages = tuple(Path(folder) for folders in found.values() for folder in folders)
     return Stack(torch=torch, torch_version=torch_version, cuda_version=cuda_version, packages=packages)
+
+
+def _remedy(python: Path | None) -> str:
+    """Say what to do about an interpreter without PyTorch: more often than not another one was meant."""
+    if python is None or "torch" not in locate.locate():
+        return _INSTALL
+    return f"whichlora's own has it: name {sys.executable} instead, or activate its environment first."
 
 
 def _locate(python: Path | None) -> dict[str, list[str]]:

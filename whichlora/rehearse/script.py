@@ -128,11 +128,15 @@ def rehearse_script(
 
 
 def _program(command: Sequence[str]) -> str:
+    """Return where a command is. Raises BadValue for one that is not there, and tells of one beside this Python."""
     program = shutil.which(command[0]) if command else None
-    if program is None:
-        todo = "Example: whichlora rehearse --gpu rtx-4090 -- python train.py."
-        raise BadValue("no such command", value=" ".join(command), todo=todo)
-    return program
+    if program is not None:
+        return program
+    ours = shutil.which(Path(sys.executable).with_name(command[0])) if command and "/" not in command[0] else None
+    todo = "Example: whichlora rehearse --gpu rtx-4090 -- python train.py."
+    if ours:
+        todo = f"whichlora's own environment has one: name {ours}, or activate that environment first."
+    raise BadValue("no such command", value=" ".join(command), todo=todo)
 
 
 def _from_report(
