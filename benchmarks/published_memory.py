@@ -17,8 +17,6 @@ from whichlora_estimators.timeline import lay
 from whichlora_estimators.workload import Workload, workload_from_json
 from whichlora_profiles_db import workload_to_json
 
-_VIRTUAL_TOKENS = 20
-
 
 def predicted_bytes(workload: Workload, gpu: Gpu, counter: str, versions: Mapping[str, str]) -> int:
     """Predict one counter of a workload on a card under some versions. Raises WhichloraError for what has no formula."""
@@ -50,7 +48,7 @@ def _after_step(key: str, stack: Stack) -> int:
 def _outputs_bytes(workload: Workload) -> int:
     """Return the bytes of a 16-bit output that is kept over the step: logits [B, T, V], keys and values of L layers."""
     config = workload.config
-    virtual = _VIRTUAL_TOKENS if workload.method in ("p-tuning", "prompt-tuning") else 0
+    virtual = workload.num_virtual_tokens if workload.method in ("p-tuning", "prompt-tuning") else 0
     tokens = workload.batch_size * (workload.seq_len + virtual)
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

@@ -100,7 +100,6 @@ SOFTWARE_IN_FULL = {
 _LIBRARIES = {"pytorch": "torch", "bnb": "bitsandbytes", "fa": "flash-attn", "cuda": "cuda"}
 _LIBRARIES |= {name: name for name in ("torch", "transformers", "peft", "bitsandbytes", "trl", "optimum-benchmark")}
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Workload))
-_VIRTUAL_TOKENS = 20
 #: PEFT's MetaMathQA batches of 4: 878 tokens on average, padding included, and about 4 x 645 in the longest.
 PEFT_SEQ_LEN, PEFT_LONGEST = 220, 645
 
@@ -266,9 +265,8 @@ def _training(row: Row) -> dict[str, Any]:
     if checkpointing not in ("yes", "no"):
         raise Unmapped(f"grad_checkpointing {checkpointing!r}")
     tokens = row["rank"].partition("num_virtual_tokens=")[2]
-    if tokens and int(tokens) != _VIRTUAL_TOKENS:
-        raise Unmapped(f"{tokens} virtual tokens: a workload has {_VIRTUAL_TOKENS}")
     return {
+        **({"num_virtual_tokens": int(tokens)} if tokens else {}),
         "method": _known(METHODS, row, "method"),
         "rank": int(float(row["rank"]))
         if row["rank"] and not tokens

@@ -16,6 +16,8 @@ PRECISIONS = ("bf16-true", "fp16-true", "bf16-mixed", "fp16-mixed", "fp32")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 BIASES = ("none", "all", "lora_only")
 CACHES = ("dynamic", "static")
+#: Tasks whose inference goes on token by token; that of the others is one pass.
+GENERATED = ("causal", "seq2seq")
 
 _CHOICES = {
     "phase": PHASES,
@@ -25,7 +27,18 @@ _CHOICES = {
     "bias": BIASES,
     "cache": CACHES,
 }
-_COUNTS = ("rank", "batch_size", "seq_len", "target_len", "prefill_len", "decode_len", "accumulation")
+_COUNTS = (
+    "rank",
+    "batch_size",
+    "seq_len",
+    "target_len",
+    "prefill_len",
+    "decode_len",
+    "accumulation",
+    "num_virtual_tokens",
+    "encoder_hidden_size",
+)
+_OPTIONAL = ("target_len", "encoder_hidden_size")
 _FLAGS = (
     "checkpointing",
     "reentrant",
@@ -34,6 +47,7 @@ _FLAGS = (
     "kbit_preparation",
     "double_quantization",
     "output_kept",
+    "prefix_projection",
 )
 _IGNORED = ("truth",)
 #: Settings of PEFT's configurations that are no fields here, and what to do about them.
@@ -49,6 +63,9 @@ _OF_PEFT = {
     "trainable_token_indices": "Give their number as trainable_tokens.",
     "target_parameters": "Of experts name the layers that they were as targets (gate_proj, w1 …), or rehearse a script.",
     "lora_bias": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
+    "encoder_num_layers": "Leave it out: the MLP that encodes virtual tokens has three layers always.",
+    "encoder_dropout": "Leave it out: the MLP that encodes virtual tokens has none.",
+    "encoder_reparameterization_type": "Leave it out for an MLP; an LSTM is not modelled: rehearse a script.",
     "layer_replication": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
     "ensure_weight_tying": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
 }
@@ -58,19 +75,25 @@ _OF_PEFT = {
 class Workload:
     """One training step or one generation.
 
-    `seq_len` tokens a sample when training; `prefill_len` prompt tokens and `decode_len` new ones when generating.
+    `seq_len` tokens a sample when training; `prefill_len` prompt tokens (or an encoder's) and `decode_len` new ones when
+    generating; what generates nothing, a classifier say, reads `prefill_len` tokens in one pass then.
     `padded` says that some of the batch is padding, so that a mask is passed. `targets` are the ends of layers' names, or
     one regular expression for whole names; `rank_pattern` gives layers whose names it matches a rank of their own.
     `exclude_modules` are ends of names that are no targets all the same, `layers_to_transform` the numbers of the only
     layers that have any (empty: all), and `trainable_tokens` counts the tokens whose embeddings train.
+    `num_virtual_tokens` are trained by prompt tuning, prefix tuning and p-tuning, `encoder_hidden_size` is the inner width of
+    the MLP that p-tuning and, with `prefix_projection`, prefix tuning put behind them (None: as wide as what goes in).
     `modules_to_save` are modules that train whole beside the adapters, `bias` says which biases train; `accumulation`
     counts the forward and backward passes before the optimizer steps, and `clip_grad_norm` is the largest norm of
     gradients (None: they are not clipped). `output_kept` says that the model's output, logits above all, lives until
     backward is over, as in a plain loop; HF Trainer keeps the loss alone.
 
     `model` and `id` are names only. A field that has no meaning where it stands changes nothing: those of the other phase,
-    those of adapters in full fine-tuning, `rank` and `dropout` of methods without, `double_quantization` without 4 bits,
-    `kbit_preparation` without a quantization, `reentrant` without checkpointing, `target_len` without a decoder of its own.
+    those of adapters in full fine-tuning, `rank`, `dropout` and `num_virtual_tokens` of methods without,
+    `double_quantization` without 4 bits, `kbit_preparation` without a quantization, `reentrant` without checkpointing,
+    `target_len` without a decoder of its own,
+    `decode_len` and `cache` of what generates nothing, `last_logits_only` of other than causal models, `padded` when those
+    generate.
     Raises BadValue or UnknownName.
     """
 
@@ -88,6 +111,9 @@ class Workload:
     trainable_tokens: int = 0
     modules_to_save: tuple[str, ...] = ()
     bias: str = "none"
+    num_virtual_tokens: int = 20
+    encoder_hidden_size: int | None = None
+    prefix_projection: bool = False
     dropout: float = 0.0
     precision: str = "bf16-true"
     quantization: str = "none"
@@ -115,7 +141,7 @@ class Workload:
                 raise UnknownName(name, str(getattr(self, name)), allowed, todo=f"Allowed: {', '.join(allowed)}.")
         for name in _COUNTS:
             value = getattr(self, name)
-            if name != "target_len" or value is not None:
+            if value is not None or name not in _OPTIONAL:
                 _check_count(name, value)
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
@@ -129,6 +155,11 @@ class Workload:
             _check_count("trainable_tokens", self.trainable_tokens)
         _check_rank_pattern(self.rank_pattern)
         _check_norm(self.clip_grad_norm)
+
+    @property
+    def decoded(self) -> int:
+        """Count the tokens that are decoded one by one, behind the one that the first pass gives."""
+        return self.decode_len - 1 if self.task in GENERATED else 0
 
     def with_(self, **changes: Any) -> Workload:
         """Return a copy with some fields changed."""

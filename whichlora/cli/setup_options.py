@@ -27,6 +27,17 @@ _OPTIONS = (
         "--trainable-tokens", type=int, default=0, show_default=True, help="New tokens whose embeddings train."
     ),
     click.option("--bias", type=click.Choice(BIASES), default="none", show_default=True, help="Biases that train."),
+    click.option(
+        "--virtual-tokens",
+        type=int,
+        default=20,
+        show_default=True,
+        help="Tokens that prompt-tuning, prefix-tuning and p-tuning train.",
+    ),
+    click.option(
+        "--encoder-hidden-size", type=int, help="Inner width of what encodes virtual tokens (default: as wide as they)."
+    ),
+    click.option("--prefix-projection", is_flag=True, help="Of prefix-tuning: an MLP makes the keys and values."),
     click.option("--reentrant", is_flag=True, help="Checkpointing as before PyTorch's newer way (use_reentrant=True)."),
     click.option(
         "--kbit-preparation/--no-kbit-preparation",
@@ -52,11 +63,17 @@ SETUP_NAMES |= {
     "exclude_modules",
     "layers",
     "trainable_tokens",
+    "virtual_tokens",
+    "encoder_hidden_size",
+    "prefix_projection",
     "accumulation",
     "clip_grad_norm",
     "trainer",
     "static_cache",
 }
+#: Options that are fields of the same name.
+_AS_GIVEN = ("bias", "reentrant", "kbit_preparation", "accumulation", "clip_grad_norm")
+_AS_GIVEN += ("encoder_hidden_size", "prefix_projection")
 
 
 def setup_options(command: F) -> F:
@@ -69,13 +86,13 @@ def setup_options(command: F) -> F:
 def training_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a workload that these options ask for. Raises BadValue."""
     fields = {} if options["task"] is None else {"task": options["task"]}
-    names = ("bias", "reentrant", "kbit_preparation", "accumulation", "clip_grad_norm")
-    fields |= {name: options[name] for name in names}
+    fields |= {name: options[name] for name in _AS_GIVEN}
     fields["output_kept"] = not options["trainer"]
     fields["modules_to_save"] = _names(options["modules_to_save"])
     fields["exclude_modules"] = _names(options["exclude_modules"])
     fields["layers_to_transform"] = _numbers(options["layers"])
     fields["trainable_tokens"] = options["trainable_tokens"]
+    fields["num_virtual_tokens"] = options["virtual_tokens"]
     fields["rank_pattern"] = dict(_ranked(text) for text in options["rank_pattern"])
     if options["target_pattern"]:
         fields["targets"] = options["target_pattern"]

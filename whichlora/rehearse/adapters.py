@@ -26,7 +26,6 @@ TASK_TYPES = {
     "masked-lm": None,
     "seq2seq": "SEQ_2_SEQ_LM",
 }
-VIRTUAL_TOKENS = 20
 LEARNING_RATE = 1e-4
 FULL = "full"
 
@@ -76,6 +75,11 @@ def _vera(peft: Any, workload: Workload) -> Any:
     return peft.VeraConfig(r=workload.rank, **settings)
 
 
+def _encoder(workload: Workload) -> dict[str, Any]:
+    """Return how many virtual tokens there are, and the width of what encodes them."""
+    return {"num_virtual_tokens": workload.num_virtual_tokens, "encoder_hidden_size": workload.encoder_hidden_size}
+
+
 def _targets(workload: Workload) -> Any:
     return list(workload.targets) if isinstance(workload.targets, tuple) else workload.targets
 
@@ -93,9 +97,9 @@ METHODS: dict[str, Config | None] = {
     "loha": lambda peft, w: peft.LoHaConfig(r=w.rank, target_modules=_targets(w)),
     "lokr": lambda peft, w: peft.LoKrConfig(r=w.rank, target_modules=_targets(w)),
     "vera": _vera,
-    "prompt-tuning": lambda peft, w: peft.PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS),
-    "prefix-tuning": lambda peft, w: peft.PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS),
-    "p-tuning": lambda peft, w: peft.PromptEncoderConfig(num_virtual_tokens=VIRTUAL_TOKENS),
+    "prompt-tuning": lambda peft, w: peft.PromptTuningConfig(num_virtual_tokens=w.num_virtual_tokens),
+    "prefix-tuning": lambda peft, w: peft.PrefixTuningConfig(prefix_projection=w.prefix_projection, **_encoder(w)),
+    "p-tuning": lambda peft, w: peft.PromptEncoderConfig(**_encoder(w)),
 }
 METHODS |= {name: each.peft_config for name, each in all_methods().items() if name not in METHODS}
 
@@ -152,11 +156,7 @@ def check(workload: Workload) -> None:
     if workload.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         todo = 'Without padding it takes what "sdpa" takes, whose kernel is the same: rehearse that.'
         raise Unsupported("the flash-attn library is not installed", value=workload.attention, todo=todo)
-    if workload.phase == "generate":
-        if workload.task != "causal":
-            todo = 'Use task "causal", or phase "train".'
-            raise Unsupported("generation is rehearsed for causal models only", value=workload.task, todo=todo)
-    elif workload.method == FULL and workload.quantization != "none":
+    if workload.phase == "train" and workload.method == FULL and workload.quantization != "none":
         todo = 'Choose an adapter ("lora"), or no quantization.'
         raise Unsupported("weights that are quantised are not trained", value=workload.quantization, todo=todo)
 

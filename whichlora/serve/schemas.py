@@ -19,6 +19,7 @@ Layer = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: Above what any run has; they keep a request from asking for endless work.
 _MOST = {"rank": 8192, "batch_size": 65_536, "accumulation": 65_536}
+_MOST |= {"num_virtual_tokens": 65_536, "encoder_hidden_size": 65_536}
 _MOST_TOKENS = 1 << 22
 MOST_AT_ONCE = 256
 MOST_MEASUREMENTS = 1000

@@ -13,10 +13,10 @@ from typing import ClassVar
 from .. import ops
 from ..errors import Unsupported
 from ..families.base import Context, Model, with_input_grad
+from ..layers import Build, Linear
 from ..tape import FP32, INT64, Tensor
-
-#: As many as rehearsals take: PEFT has no default.
-VIRTUAL_TOKENS = 20
+from ..workload import Workload
+from .base import trained
 
 
 def check_task(model: Model, method: str, tasks: Sequence[str]) -> None:
@@ -26,25 +26,22 @@ def check_task(model: Model, method: str, tasks: Sequence[str]) -> None:
         raise Unsupported(f"{method} of this task", value=model.build.task, todo=todo)
 
 
-def prompt_rows(model: Model) -> int:
-    """Return how many rows PEFT's table has: an encoder-decoder's has some for the decoder, which nothing reads."""
-    return VIRTUAL_TOKENS * (2 if model.build.task == "seq2seq" else 1)
+def encoder_layer(build: Build, name: str, n_in: int, n_out: int) -> Linear:
+    """Make a layer of what encodes virtual tokens, in fp32."""
+    name = f"prompt_encoder.{name}"
+    weight = trained(build, f"{name}.weight", n_out, n_in, dtype=FP32)
+    return Linear(name, weight, trained(build, f"{name}.bias", n_out, dtype=FP32))
 
 
-def longer_masks(masks: Sequence[Tensor]) -> list[Tensor]:
+def longer_masks(masks: Sequence[Tensor], virtual: int) -> list[Tensor]:
     """Put P ones before each mask [B, T], which makes it fp32."""
     longer = []
     for mask in masks:
         batch, tokens = mask.shape
-        ones = mask.tape.new((batch, VIRTUAL_TOKENS), FP32)
-        longer.append(mask.tape.new((batch, VIRTUAL_TOKENS + tokens), FP32))
+        ones = mask.tape.new((batch, virtual), FP32)
+        longer.append(mask.tape.new((batch, virtual + tokens), FP32))
         del ones
     return longer
-
-
-def token_numbers(model: Model, batch: int) -> Tensor:
-    """Bring the numbers of the virtual tokens to the device, [B, P]."""
-    return model.build.tape.new((batch, prompt_rows(model)), INT64)
 
 
 class EmbeddedPrompt(ABC):
@@ -53,9 +50,11 @@ class EmbeddedPrompt(ABC):
     #: Tasks that PEFT runs it for: labels of tokens get none for the virtual ones, and their loss fails.
     tasks: ClassVar[tuple[str, ...]] = ("causal", "seq-cls", "seq2seq")
 
-    def __init__(self, model: Model, method: str) -> None:
-        check_task(model, method, self.tasks)
-        self.model = model
+    def __init__(self, model: Model, workload: Workload) -> None:
+        check_task(model, workload.method, self.tasks)
+        self.model, self.virtual = model, workload.num_virtual_tokens
+        #: Rows of PEFT's table: an encoder-decoder's has some for the decoder, which nothing reads.
+        self.rows = self.virtual * (2 if model.build.task == "seq2seq" else 1)
 
     @abstractmethod
     def encoded(self, numbers: Tensor) -> Tensor:
@@ -66,23 +65,23 @@ class EmbeddedPrompt(ABC):
         """Yield ids, labels and mask that are P tokens longer, the embeddings of both kinds in the context."""
         ids, labels, *masks = inputs
         batch, tokens = ids.shape
-        masks = longer_masks(masks)
+        masks = longer_masks(masks, self.virtual)
         embeddings = with_input_grad(self.model.words(ids), context)
-        given, held = _longer_labels(labels) if self.model.build.task == "causal" else (labels, None)
+        given, held = _longer_labels(labels, self.virtual) if self.model.build.task == "causal" else (labels, None)
         prompts = self._repeated(batch)
         prompts = ops.cast(prompts, embeddings.dtype)
-        embeddings = ops.concat([_first_rows(prompts), embeddings], 1)
+        embeddings = ops.concat([_first_rows(prompts, self.virtual), embeddings], 1)
         context.embeddings = embeddings
         try:
-            yield [Tensor(ids.tape, None, (batch, VIRTUAL_TOKENS + tokens), INT64), given, *masks]
+            yield [Tensor(ids.tape, None, (batch, self.virtual + tokens), INT64), given, *masks]
         finally:
             context.embeddings = None
         del prompts, held, labels
 
     def _repeated(self, batch: int) -> Tensor:
         """Encode once and repeat for each sample."""
-        numbers = token_numbers(self.model, batch)
-        numbers = Tensor(numbers.tape, numbers.storage, (1, prompt_rows(self.model)), INT64)
+        numbers = self.model.build.tape.new((batch, self.rows), INT64)  # brought to the device
+        numbers = Tensor(numbers.tape, numbers.storage, (1, self.rows), INT64)
         once = self.encoded(numbers)
         out = once.tape.new((batch, *once.shape[1:]), once.dtype)
         out.tape.launch(once.bytes + out.bytes)
@@ -90,18 +89,18 @@ class EmbeddedPrompt(ABC):
         return out
 
 
-def _longer_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
+def _longer_labels(labels: Tensor, virtual: int) -> tuple[Tensor, Tensor]:
     """Put labels that are ignored before those of each sample; returns these, too."""
     tape, (batch, tokens) = labels.tape, labels.shape
-    ignored = tape.new((batch, VIRTUAL_TOKENS), INT64)
-    return tape.new((batch, VIRTUAL_TOKENS + tokens), INT64), ignored
+    ignored = tape.new((batch, virtual), INT64)
+    return tape.new((batch, virtual + tokens), INT64), ignored
 
 
-def _first_rows(x: Tensor) -> Tensor:
+def _first_rows(x: Tensor, virtual: int) -> Tensor:
     """View the encoder's rows of [B, 2 P, D]; backward puts their gradient among zeros."""
     shape = x.shape
-    if shape[1] == VIRTUAL_TOKENS:
+    if shape[1] == virtual:
         return x
-    view = Tensor(x.tape, x.storage, (shape[0], VIRTUAL_TOKENS, shape[2]), x.dtype)
+    view = Tensor(x.tape, x.storage, (shape[0], virtual, shape[2]), x.dtype)
     view.tape.record(view, (x,), (), lambda g: (ops.fitted(g, shape),))
     return view

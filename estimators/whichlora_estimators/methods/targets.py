@@ -20,6 +20,8 @@ from .prompts import EmbeddedPrompt
 
 #: What PEFT saves whole of every model that classifies.
 CLASSIFIERS = ("classifier", "score")
+#: Which methods have settings that LoRA has not.
+_OWNERS = {"encoder_hidden_size": ": p-tuning, prefix-tuning", "prefix_projection": ": prefix-tuning"}
 _LAYER_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
 
@@ -141,6 +143,8 @@ def check_options(method: Method, workload: Workload) -> None:
         "layers_to_transform": bool(workload.layers_to_transform) and not method.has_layers,
         "trainable_tokens": bool(workload.trainable_tokens) and not method.has_tokens,
         "modules_to_save": bool(workload.modules_to_save) and method.trains_base,
+        "encoder_hidden_size": workload.encoder_hidden_size is not None and not method.has_encoder,
+        "prefix_projection": workload.prefix_projection and not method.has_projection,
     }
     if workload.task == "token-cls" and workload.targets == "all-linear" and method.has_bias:
         todo = "Name the layers to adapt: PEFT counts the classifier, which it saves whole, among all linear ones."
@@ -149,7 +153,7 @@ def check_options(method: Method, workload: Workload) -> None:
         todo = "Name the targets in a list, or let one regular expression say which layers."
         raise Unsupported("layers_to_transform beside a pattern of targets", value=workload.targets, todo=todo)
     for name in [name for name, meant in refused.items() if meant]:
-        todo = f"Leave {name} out, or choose a method that has it, LoRA say."
+        todo = f"Leave {name} out, or choose a method that has it{_OWNERS.get(name, ', LoRA say')}."
         raise Unsupported(f"{name} of {method.name}", value=getattr(workload, name), todo=todo)
 
 
