@@ -48,6 +48,7 @@ _FLAGS = (
     "double_quantization",
     "output_kept",
     "prefix_projection",
+    "lora_bias",
 )
 _IGNORED = ("truth",)
 #: Settings of PEFT's configurations that are no fields here, and what to do about them.
@@ -62,7 +63,6 @@ _OF_PEFT = {
     "layers_pattern": "Give targets as one regular expression for whole names.",
     "trainable_token_indices": "Give their number as trainable_tokens.",
     "target_parameters": "Of experts name the layers that they were as targets (gate_proj, w1 …), or rehearse a script.",
-    "lora_bias": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
     "encoder_num_layers": "Leave it out: the MLP that encodes virtual tokens has three layers always.",
     "encoder_dropout": "Leave it out: the MLP that encodes virtual tokens has none.",
     "encoder_reparameterization_type": "Leave it out for an MLP; an LSTM is not modelled: rehearse a script.",
@@ -83,7 +83,8 @@ class Workload:
     layers that have any (empty: all), and `trainable_tokens` counts the tokens whose embeddings train.
     `num_virtual_tokens` are trained by prompt tuning, prefix tuning and p-tuning, `encoder_hidden_size` is the inner width of
     the MLP that p-tuning and, with `prefix_projection`, prefix tuning put behind them (None: as wide as what goes in).
-    `modules_to_save` are modules that train whole beside the adapters, `bias` says which biases train; `accumulation`
+    `modules_to_save` are modules that train whole beside the adapters, `bias` says which biases train,
+    `lora_bias` gives every B of LoRA one of its own; `accumulation`
     counts the forward and backward passes before the optimizer steps, and `clip_grad_norm` is the largest norm of
     gradients (None: they are not clipped). `output_kept` says that the model's output, logits above all, lives until
     backward is over, as in a plain loop; HF Trainer keeps the loss alone.
@@ -111,6 +112,7 @@ class Workload:
     trainable_tokens: int = 0
     modules_to_save: tuple[str, ...] = ()
     bias: str = "none"
+    lora_bias: bool = False
     num_virtual_tokens: int = 20
     encoder_hidden_size: int | None = None
     prefix_projection: bool = False

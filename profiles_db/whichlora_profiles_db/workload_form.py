@@ -45,6 +45,7 @@ LATER_FIELDS: dict[str, object] = {
     "trainable_tokens": 0,
     "modules_to_save": (),
     "bias": "none",
+    "lora_bias": False,
     "num_virtual_tokens": 20,
     "encoder_hidden_size": None,
     "prefix_projection": False,

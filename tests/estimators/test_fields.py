@@ -36,6 +36,7 @@ CHANGES: dict[str, tuple[object, dict[str, Any]]] = {
     "trainable_tokens": (3, {}),
     "modules_to_save": (("lm_head",), {}),
     "bias": ("all", {"config": NEOX}),
+    "lora_bias": (True, {}),
     "num_virtual_tokens": (50, {"method": "prompt-tuning"}),
     "encoder_hidden_size": (96, {"method": "p-tuning"}),
     "prefix_projection": (True, {"method": "prefix-tuning"}),
@@ -86,7 +87,9 @@ def test_a_name_changes_nothing(name: str) -> None:
     assert laid(small(**{name: "other"})) == laid(small())
 
 
-@pytest.mark.parametrize("name", ["r", "target_modules", "alpha_pattern", "use_rslora", "layers_pattern", "lora_bias"])
+@pytest.mark.parametrize(
+    "name", ["r", "target_modules", "alpha_pattern", "use_rslora", "layers_pattern", "layer_replication"]
+)
 def test_settings_of_peft_are_told_where_they_belong(name: str) -> None:
     """A setting of PEFT that is no field is refused with what to give in its place."""
     with pytest.raises(BadValue, match=name) as caught:
@@ -98,6 +101,8 @@ def test_settings_of_peft_are_told_where_they_belong(name: str) -> None:
     ("method", "setup"),
     [
         ("ia3", {"rank_pattern": {"q_proj": 2}}),
+        ("dora", {"lora_bias": True}),
+        ("lora", {"lora_bias": True, "targets": ("q_proj", "embed_tokens")}),
         ("ia3", {"layers_to_transform": (1,), "targets": ("q_proj",)}),
         ("vera", {"exclude_modules": ("q_proj",)}),
         ("prompt-tuning", {"trainable_tokens": 3}),

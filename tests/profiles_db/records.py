@@ -35,6 +35,7 @@ WORKLOAD = Workload(
     trainable_tokens=3,
     modules_to_save=("lm_head",),
     bias="lora_only",
+    lora_bias=True,
     num_virtual_tokens=30,
     encoder_hidden_size=96,
     prefix_projection=True,

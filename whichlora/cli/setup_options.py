@@ -27,6 +27,7 @@ _OPTIONS = (
         "--trainable-tokens", type=int, default=0, show_default=True, help="New tokens whose embeddings train."
     ),
     click.option("--bias", type=click.Choice(BIASES), default="none", show_default=True, help="Biases that train."),
+    click.option("--lora-bias", is_flag=True, help="Each B of LoRA has a bias that trains."),
     click.option(
         "--virtual-tokens",
         type=int,
@@ -63,6 +64,7 @@ SETUP_NAMES |= {
     "exclude_modules",
     "layers",
     "trainable_tokens",
+    "lora_bias",
     "virtual_tokens",
     "encoder_hidden_size",
     "prefix_projection",
@@ -73,7 +75,7 @@ SETUP_NAMES |= {
 }
 #: Options that are fields of the same name.
 _AS_GIVEN = ("bias", "reentrant", "kbit_preparation", "accumulation", "clip_grad_norm")
-_AS_GIVEN += ("encoder_hidden_size", "prefix_projection")
+_AS_GIVEN += ("lora_bias", "encoder_hidden_size", "prefix_projection")
 
 
 def setup_options(command: F) -> F:

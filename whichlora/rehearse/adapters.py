@@ -51,6 +51,7 @@ def _parts(workload: Workload) -> dict[str, Any]:
         "exclude_modules": list(workload.exclude_modules),
         "layers_to_transform": list(workload.layers_to_transform),
         "trainable_token_indices": list(range(workload.trainable_tokens)),
+        "lora_bias": workload.lora_bias,
     }
     return {name: value for name, value in settings.items() if value}
 

@@ -115,6 +115,7 @@ class AdaLora(Method):
     summary = "LoRA as singular values that training may drop (Zhang et al. 2023); ranks taken to stay"
 
     has_exclusions = has_layers = has_tokens = True
+    has_adapter_bias = True  # which PEFT takes and makes nothing of
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter, and the loss its penalty."""

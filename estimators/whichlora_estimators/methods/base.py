@@ -39,6 +39,8 @@ class Method(ABC):
     has_exclusions: ClassVar[bool] = False
     has_layers: ClassVar[bool] = False
     has_tokens: ClassVar[bool] = False
+    #: Whether PEFT's configuration of it has `lora_bias`.
+    has_adapter_bias: ClassVar[bool] = False
     #: Whether its virtual tokens go through an encoder of a width of its own, and whether that is asked for.
     has_encoder: ClassVar[bool] = False
     has_projection: ClassVar[bool] = False

@@ -18,7 +18,7 @@ from ..workload import Workload
 from .base import Method, adapter_dtype, method, trained, upcast
 from .embeddings import DoraEmbedding, LoraEmbedding
 from .stacks import LoraStack, lora_targets
-from .targets import adapted_embeddings, rank_of
+from .targets import adapted_embeddings, rank_of, refuse_bias
 
 
 class LoraLinear:
@@ -31,6 +31,9 @@ class LoraLinear:
             dtype = FP32
         self.a = trained(build, f"{layer.name}.lora_A", rank, layer.in_features, dtype=dtype, frozen=freeze_a)
         self.b = trained(build, f"{layer.name}.lora_B", layer.out_features, rank, dtype=dtype)
+        self.bias: Tensor | None = None
+        if workload.lora_bias:
+            self.bias = trained(build, f"{layer.name}.lora_B.bias", layer.out_features, dtype=dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [..., K] to [..., N]."""
@@ -60,7 +63,7 @@ class LoraLinear:
 
     def update(self, x: Tensor) -> Tensor:
         """B(A(dropout(x)))."""
-        return products.linear(products.linear(ops.dropout(x, self.dropout), self.a), self.b)
+        return products.linear(products.linear(ops.dropout(x, self.dropout), self.a), self.b, self.bias)
 
 
 class DoraLinear(LoraLinear):
@@ -136,6 +139,8 @@ class DoraLinear(LoraLinear):
 def _adapt(model: Model, workload: Workload, *, freeze_a: bool = False) -> None:
     linears, stacks = lora_targets(model, workload)
     tables = adapted_embeddings(model, workload)
+    if workload.lora_bias:
+        refuse_bias([*tables, *(stack for stack, _ in stacks)])
     with upcast(model.build):
         for table in tables:
             table.adapter = LoraEmbedding(table, model.build, workload)
@@ -151,7 +156,7 @@ class Lora(Method):
 
     name = "lora"
     summary = "low-rank adapters beside frozen linear layers (Hu et al. 2021)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter."""
@@ -172,7 +177,7 @@ class LoraFa(Method):
 
     name = "lora-fa"
     summary = "LoRA with every A frozen (Zhang et al. 2023)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter whose A takes no gradient, so that the layer's input is not kept for it."""

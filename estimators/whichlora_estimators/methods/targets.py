@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import BadValue, Unsupported
 from ..families.base import Model
-from ..layers import Build, Embedding, Linear, Parameter
+from ..layers import Build, Embedding, Linear, Parameter, Stack
 from ..tape import Leaf
 from ..workload import Workload
 from .base import Method
@@ -143,6 +143,7 @@ def check_options(method: Method, workload: Workload) -> None:
         "layers_to_transform": bool(workload.layers_to_transform) and not method.has_layers,
         "trainable_tokens": bool(workload.trainable_tokens) and not method.has_tokens,
         "modules_to_save": bool(workload.modules_to_save) and method.trains_base,
+        "lora_bias": workload.lora_bias and not method.has_adapter_bias,
         "encoder_hidden_size": workload.encoder_hidden_size is not None and not method.has_encoder,
         "prefix_projection": workload.prefix_projection and not method.has_projection,
     }
@@ -155,6 +156,13 @@ def check_options(method: Method, workload: Workload) -> None:
     for name in [name for name, meant in refused.items() if meant]:
         todo = f"Leave {name} out, or choose a method that has it{_OWNERS.get(name, ', LoRA say')}."
         raise Unsupported(f"{name} of {method.name}", value=getattr(workload, name), todo=todo)
+
+
+def refuse_bias(modules: Sequence[Embedding | Stack]) -> None:
+    """Refuse `lora_bias` where PEFT has none: of embeddings and of stacked experts. Raises Unsupported."""
+    for module in modules:
+        todo = "Leave lora_bias out, or name linear layers alone as targets."
+        raise Unsupported("PEFT has lora_bias of linear layers only", value=module.name, todo=todo)
 
 
 def train_biases(build: Build, kind: str) -> None:

@@ -82,6 +82,8 @@ PARTS: tuple[dict[str, Any], ...] = (
     {"targets": ("q_proj",), "layers_to_transform": (7,)},
     {"layers_to_transform": (1,)},
     {"targets": ("q_proj",), "trainable_tokens": 3},
+    {"lora_bias": True},
+    {"lora_bias": True, "targets": ("q_proj", "embed_tokens")},
     {"targets": ("q_proj", "embed_tokens"), "trainable_tokens": 3},
 )
 
