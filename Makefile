@@ -1,6 +1,8 @@
 # README's two commands are `make run` and `make test`; both do all of their own set-up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# What is compiled on installing.
+COMPILED := hatch_build.py estimators/whichlora_estimators/replay.c
 
 .PHONY: run test lint check docs clean
 
@@ -27,12 +29,12 @@ docs: .venv/full
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 
-.venv/base: .venv/bin/python pyproject.toml
+.venv/base: .venv/bin/python pyproject.toml $(COMPILED)
 	$(BIN)/python -m pip install -q -e .
 	touch $@
 
 # torch first and by itself: its CUDA build is what the null device needs.
-.venv/full: .venv/bin/python pyproject.toml constraints.txt
+.venv/full: .venv/bin/python pyproject.toml constraints.txt $(COMPILED)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[gpu,dev]'
 	touch $@ .venv/base

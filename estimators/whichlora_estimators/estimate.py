@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from .allocator import AllocatorConfig, CachingAllocator
+from .allocator import AllocatorConfig
 from .gpus import Gpu, context_bytes
+from .replayed import replay
 from .roofline import RooflineConstants, lane_times
 from .stack import NEWEST_STACK, Stack
 from .tape import Kernel
@@ -77,7 +78,7 @@ def estimate(
     Raises UnknownName, BadValue or Unsupported for what has no formula.
     """
     timeline = lay(workload, compute_capability=gpu.compute_capability, multiprocessors=gpu.sm_count, stack=stack)
-    state = timeline.replay(CachingAllocator(allocator))
+    state = replay(timeline, allocator)
     return Estimate(
         workload=workload,
         gpu=gpu,
