@@ -12,7 +12,7 @@ from math import prod
 
 from . import ops, products
 from .errors import Unsupported
-from .tape import FP32, INT64, Dtype, Leaf, Shape, Tape, Tensor
+from .tape import FP16, FP32, INT64, Dtype, Leaf, Shape, Tape, Tensor
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,6 +148,8 @@ class Build:
     make_linear: MakeLinear = plain_linear
     #: Which head the model gets, where its architecture has several.
     task: str = "causal"
+    #: Whether it is as `from_pretrained` loads it, which keeps some weights of a model in fp16 in fp32.
+    loaded: bool = False
     #: What stands before the names of what is made now: the module that it belongs to.
     prefix: str = ""
     parameters: list[Parameter] = field(default_factory=list)
@@ -195,8 +197,12 @@ class Build:
         return layer
 
     def kept_linear(self, name: str, n_in: int, n_out: int, *, bias: bool = False) -> Linear:
-        """Make a linear layer of a block that loading never quantizes."""
+        """Make a linear layer of a block that loading never quantizes, nor has in fp16."""
+        dtype = self.dtype
+        if self.loaded and dtype is FP16:
+            self.dtype = FP32
         layer = plain_linear(self, name, n_in, n_out, bias)
+        self.dtype = dtype
         self.linears.append(layer)
         return layer
 

@@ -15,8 +15,8 @@ from .attention import FLASH_ATTENTION_2
 from .deepen import NotAlike, deepen, laid_name
 from .errors import Unsupported
 from .families import find_family
-from .families.base import Context, Decoder, Model
-from .families.caches import Cache, StaticCache, TupleCache
+from .families.base import Context, Model
+from .families.caches import Cache
 from .layers import Build, Parameter, token_ids
 from .methods import find_method
 from .methods.prompts import EmbeddedPrompt
@@ -178,6 +178,7 @@ def build_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) -> Mo
         trainable,
         find_quantization(workload.quantization, double=workload.double_quantization),
         workload.task,
+        loaded=workload.phase == "generate",
     )
     model = recipe(config, build)
     build.settle()
@@ -352,39 +353,36 @@ def _forward_backward(
 
 
 def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape, *, whole: bool) -> Timeline:
-    if workload.task != "causal":
-        todo = 'Only causal models are predicted to generate: choose task "causal", or phase "train".'
-        raise Unsupported(f"generation by {config.get('model_type')}", value=workload.task, todo=todo)
     recorder = _Recorder(tape)
     model = build_model(workload, tape, config)
     tape.period = 0 if whole else model.period(model.config)
-    assert isinstance(model, Decoder)  # what else there is has no causal task
     tape.autocast = AUTOCAST.get(workload.precision)
-    limit = workload.prefill_len + workload.decode_len
-    tuples = tape.stack.keeps_tuple_cache(model.model_type)
-    cache = StaticCache(limit) if workload.cache == "static" else TupleCache() if tuples else Cache()
-    context = Context(attention=workload.attention, cache=cache, training=False)
+    padded = workload.padded and workload.task != "causal"
+    context = Context(attention=workload.attention, padded=padded, training=False)
+    model.make_caches(workload, context)
     ids = token_ids(tape, workload.batch_size, workload.prefill_len)
+    held = [] if workload.task == "causal" else [ids]  # a causal prompt goes over into longer ids
+    held += [token_ids(tape, *ids.shape)] if padded else []  # a mask
     timeline = Timeline(tape=tape, parameters=model.build.parameters, setup=recorder.cut("setup"))
     with tape.tagged("activations"):
         tape.mark("prefill")
-        logits = model.logits(ids, context, last_only=workload.last_logits_only)
+        logits, ids = model.prefill(ids, context, last_only=workload.last_logits_only)
         timeline.order.append(recorder.cut("prefill"))
-        steps = workload.decode_len - 1
-        timeline.skipped_decode_steps = max(0, steps - DECODE_STEPS)
-        for index in range(min(steps, DECODE_STEPS)):
+        timeline.skipped_decode_steps = max(0, workload.decoded - DECODE_STEPS)
+        for index in range(min(workload.decoded, DECODE_STEPS)):
             tape.mark("decode")
             if index == DECODE_STEPS - 1 and timeline.skipped_decode_steps:
                 _skip(context.cache, timeline.skipped_decode_steps)
                 timeline.order.append(recorder.cut("growth"))
             token = token_ids(tape, workload.batch_size, 1)
             ids = ops.concat([ids, token], 1)
-            logits = model.logits(token, context)
-            cache.end_step()
+            logits = model.decode(token, context)
+            if context.cache is not None:
+                context.cache.end_step()
             timeline.order.append(recorder.cut(f"decode {index}"))
     tape.events = list(tape.events)
     _put_in_layers(timeline, timeline.order)
-    del logits
+    del logits, held
     return timeline
 
 

@@ -30,7 +30,7 @@ AUTO_CLASSES = {
 }
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
 FOUR_BIT = ("nf4", "fp4")
-_HEADS = ["lm_head", "score", "classifier"]  # what PEFT trains a copy of cannot be quantised
+_HEADS = ["score", "classifier"]  # what PEFT trains a copy of cannot be quantised
 
 
 def build_model(workload: Workload, device: str) -> Any:
@@ -44,16 +44,27 @@ def build_model(workload: Workload, device: str) -> Any:
     config = make_config(workload)
     if workload.attention != "sdpa":  # which Transformers takes by itself where the model has it, else eager attention
         config._attn_implementation = workload.attention
-    if workload.task == "seq-cls" and getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = 0  # without one, only a single sample can be classified
     auto = getattr(transformers, AUTO_CLASSES[workload.task])
     dtype = getattr(torch, dtype_name(workload))
     kind = {"dtype" if hasattr(config, "dtype") else "torch_dtype": dtype}  # `dtype` since 4.56
-    with torch.device(device if workload.quantization == "none" else "meta"):
+    kept = _kept_whole(workload, auto, config)
+    with torch.device(device if workload.quantization == "none" and not kept else "meta"):
         model = auto.from_config(config, **kind)
+    for name, module in model.named_modules():
+        if kept.intersection(name.split(".")):
+            module.float()
     if workload.quantization != "none":
         _quantize(model, workload, dtype, device)
+    elif kept:
+        _place(model, device)
     return model
+
+
+def _kept_whole(workload: Workload, auto: Any, config: Any) -> set[str]:
+    """Return the names of modules that `from_pretrained` keeps in fp32 in a model in fp16. A model that trains is made here."""
+    if workload.phase == "train" or dtype_name(workload) != "float16":
+        return set()
+    return set(getattr(auto._model_mapping[type(config)], "_keep_in_fp32_modules", None) or ())
 
 
 def dtype_name(workload: Workload) -> str:
@@ -76,6 +87,8 @@ def make_config(workload: Workload) -> Any:
         raise WhichloraError(
             f"transformers {version} has no such model_type", value=model_type, todo=f"{error}"[:200]
         ) from error
+    if workload.task == "seq-cls" and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0  # without one, only a single sample can be classified
     return config
 
 
@@ -105,9 +118,7 @@ def _quantize(model: Any, workload: Workload, dtype: Any, device: str) -> None:
         if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, _quantized(module, workload, dtype, device))
-    for module in model.modules():
-        _leave_meta(module, device)
-    model.tie_weights()
+    _place(model, device)
     model.is_loaded_in_4bit = workload.quantization in FOUR_BIT
     model.is_loaded_in_8bit = not model.is_loaded_in_4bit
     model.quantization_method = "bitsandbytes"
@@ -158,6 +169,13 @@ def _eight_bit(weight: Any, bias: bool, workload: Workload) -> Any:
     stored.CB, stored.SCB = stored.data, torch.empty(len(weight), dtype=torch.float32, device=weight.device)
     layer.weight, layer.state.CB, layer.state.SCB = stored, stored.CB, stored.SCB
     return layer
+
+
+def _place(model: Any, device: str) -> None:
+    """Put everything that is not on the device yet there, and tie what is to be tied."""
+    for module in model.modules():
+        _leave_meta(module, device)
+    model.tie_weights()
 
 
 def _leave_meta(module: Any, device: str) -> None:

@@ -214,11 +214,7 @@ def _inputs(workload: Workload, vocabulary: int, device: str) -> dict[str, Any]:
     import torch
 
     shape = (workload.batch_size, workload.seq_len)
-    tokens = torch.randint(vocabulary, shape, device=device)
-    inputs = {"input_ids": tokens}
-    if workload.padded:
-        inputs["attention_mask"] = torch.ones_like(tokens)
-        inputs["attention_mask"][0, -1] = 0
+    inputs = _tokens(shape, vocabulary, device, padded=workload.padded)
     labels = {
         "causal": shape,
         "seq-cls": shape[:1],
@@ -230,6 +226,16 @@ def _inputs(workload: Workload, vocabulary: int, device: str) -> dict[str, Any]:
     return inputs
 
 
+def _tokens(shape: tuple[int, int], vocabulary: int, device: str, *, padded: bool) -> dict[str, Any]:
+    import torch
+
+    inputs = {"input_ids": torch.randint(vocabulary, shape, device=device)}
+    if padded:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["attention_mask"][0, -1] = 0
+    return inputs
+
+
 def _generate(workload: Workload, recorder: Recorder, clock: Clock | None) -> None:
     import torch
 
@@ -237,26 +243,81 @@ def _generate(workload: Workload, recorder: Recorder, clock: Clock | None) -> No
         with recorder.phase("load"):
             model = _load(workload, recorder, clock).eval()
             shape = (workload.batch_size, workload.prefill_len)
-            ids = torch.randint(model.get_input_embeddings().num_embeddings, shape, device=recorder.device)
+            vocabulary = model.get_input_embeddings().num_embeddings
+            padded = workload.padded and workload.task != "causal"
+            inputs = _tokens(shape, vocabulary, recorder.device, padded=padded)
         recorder.counts["trainable_params"] = 0
-        _generation(model, ids, workload, recorder.phase)
+        infer = _INFERENCES.get(workload.task, _Reading)
+
+        def once(phase: Phase) -> None:
+            _generation(infer(model, inputs, workload), workload, phase, recorder.device)
+
+        once(recorder.phase)
         recorder.count_process()
         if clock:
-            _time_generations(lambda phase: _generation(model, ids, workload, phase), recorder, clock)
+            _time_generations(once, recorder, clock)
 
 
-def _generation(model: Any, ids: Any, workload: Workload, phase: Phase) -> None:
-    """Prefill a cache, then one token at a time, each the likeliest."""
+def _generation(inference: _Reading, workload: Workload, phase: Phase, device: str) -> None:
+    """Run the first pass, then one token at a time, each the likeliest."""
     import torch
 
-    with phase("prefill"), _autocast(workload, ids.device.type):
-        cache = _cache(model, workload)
-        output = model(input_ids=ids, use_cache=True, **cache, **_logits(model, workload))
-    for _ in range(workload.decode_len - 1):
-        with phase("decode"), _autocast(workload, ids.device.type):
+    with phase("prefill"), _autocast(workload, device):
+        output, ids = inference.begin()
+    for _ in range(workload.decoded):
+        with phase("decode"), _autocast(workload, device):
             token = output.logits[:, -1:].argmax(-1)
             ids = torch.cat([ids, token], 1)
-            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            output = inference.go_on(token, output.past_key_values)
+
+
+class _Reading:
+    """One pass over whole texts."""
+
+    def __init__(self, model: Any, inputs: dict[str, Any], workload: Workload) -> None:
+        self.model, self.inputs, self.workload = model, dict(inputs), workload
+
+    def begin(self) -> tuple[Any, Any]:
+        """Return the output of the first pass, and the ids that tokens come behind."""
+        return self.model(**self.inputs), self.inputs["input_ids"]
+
+    def go_on(self, token: Any, cache: Any) -> Any:
+        """Return the output of a pass over the next token."""
+        raise AssertionError("what reads generates nothing")
+
+
+class _Writing(_Reading):
+    """A causal model: a prompt that fills a cache, then what comes behind it."""
+
+    def begin(self) -> tuple[Any, Any]:
+        """Read the prompt."""
+        ids, cache = self.inputs["input_ids"], _cache(self.model, self.workload)
+        return self.model(input_ids=ids, use_cache=True, **cache, **_logits(self.model, self.workload)), ids
+
+    def go_on(self, token: Any, cache: Any) -> Any:
+        """Read a token."""
+        return self.model(input_ids=token, past_key_values=cache, use_cache=True)
+
+
+class _Answering(_Reading):
+    """An encoder-decoder, as `generate` runs it: the encoder once, the decoder from the token that begins an answer on."""
+
+    def begin(self) -> tuple[Any, Any]:
+        """Encode, and decode the first token."""
+        import torch
+
+        ids = self.inputs.pop("input_ids")
+        self.inputs["encoder_outputs"] = self.model.get_encoder()(input_ids=ids, **self.inputs)
+        begin = torch.full((len(ids), 1), self.model.config.decoder_start_token_id or 0, device=ids.device)
+        cache = _two_caches(self.model, self.workload)
+        return self.model(decoder_input_ids=begin, use_cache=True, **cache, **self.inputs), begin
+
+    def go_on(self, token: Any, cache: Any) -> Any:
+        """Decode a token."""
+        return self.model(decoder_input_ids=token, past_key_values=cache, use_cache=True, **self.inputs)
+
+
+_INFERENCES = {"causal": _Writing, "seq2seq": _Answering}
 
 
 def _time_generations(generation: Callable[[Phase], None], recorder: Recorder, clock: Clock) -> None:
@@ -295,6 +356,18 @@ def _cache(model: Any, workload: Workload) -> dict[str, Any]:
         return {"past_key_values": transformers.DynamicCache()} if grows else {}
     length = workload.prefill_len + workload.decode_len
     return {"past_key_values": transformers.StaticCache(config=model.config, max_cache_len=length)}
+
+
+def _two_caches(model: Any, workload: Workload) -> dict[str, Any]:
+    """Return the caches of a decoder and of what it sees of the encoder, as `generate` makes them beforehand, if it does."""
+    import transformers
+
+    if workload.cache == "dynamic":
+        return {}
+    lengths = workload.decode_len, workload.prefill_len
+    config = model.config.get_text_config(decoder=True)
+    static = [transformers.StaticCache(config=config, max_cache_len=length) for length in lengths]
+    return {"past_key_values": transformers.EncoderDecoderCache(*static)}
 
 
 def _logits(model: Any, workload: Workload) -> dict[str, int]:

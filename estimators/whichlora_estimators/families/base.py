@@ -15,7 +15,7 @@ from ..layers import Build, Embedding, Linear, rotary_tables, token_ids
 from ..stack import LABELS_SHIFTED
 from ..tape import FP32, INT64, Leaf, Tensor
 from ..workload import Workload
-from .caches import Cache
+from .caches import Cache, StaticCache, TupleCache
 
 if TYPE_CHECKING:
     from .classifiers import SequenceClassifier
@@ -46,6 +46,9 @@ class Context:
     input_grads: bool = False
     training: bool = True
     cache: Cache | None = None
+    #: Keys and values that a decoder makes once of what an encoder says, and that which it says.
+    crossed: Cache | None = None
+    states: Tensor | None = None
     #: What stands in the place of the tokens' embeddings.
     embeddings: Tensor | None = None
 
@@ -167,6 +170,17 @@ class Model(ABC):
     @abstractmethod
     def step_loss(self, inputs: Sequence[Tensor], context: Context) -> tuple[Tensor, object]:
         """Run the forward pass of a training step: the loss, and what the model's output keeps alive beside it."""
+
+    def make_caches(self, workload: Workload, context: Context) -> None:
+        """Give inference the caches that it fills: none unless a family has some."""
+
+    @abstractmethod
+    def prefill(self, ids: Tensor, context: Context, *, last_only: bool) -> tuple[Tensor, Tensor]:
+        """Run the first pass of inference over ids [B, T]: logits, and the ids that the next tokens come behind."""
+
+    def decode(self, token: Tensor, context: Context) -> Tensor:
+        """Return the logits of one more token, [B, 1]."""
+        raise AssertionError(f"{self.model_type} generates nothing")
 
 
 class Decoder(Model):
@@ -293,6 +307,25 @@ class Decoder(Model):
             return logits
         with ids.tape.tagged("logits and loss"):
             return ops.cast(logits, FP32)
+
+    def make_caches(self, workload: Workload, context: Context) -> None:
+        """Make one of keys and values, as models do unless their config says otherwise; a classifier returns it, too."""
+        tuples = self.build.tape.stack.keeps_tuple_cache(self.model_type)
+        if self.classifier is None and workload.cache == "static":
+            context.cache = StaticCache(workload.prefill_len + workload.decode_len)
+        elif self.classifier is None or self.config.get("use_cache", True):
+            context.cache = TupleCache() if tuples else Cache()
+
+    def prefill(self, ids: Tensor, context: Context, *, last_only: bool) -> tuple[Tensor, Tensor]:
+        """Map ids [B, T] to logits [B, T, V] or [B, 1, V], or to a classifier's."""
+        if self.classifier is None:
+            return self.logits(ids, context, last_only=last_only), ids
+        hidden = self.backbone(ids, context)
+        return self.classifier.scores(ids, hidden), ids
+
+    def decode(self, token: Tensor, context: Context) -> Tensor:
+        """Map the next token [B, 1] to logits [B, 1, V]."""
+        return self.logits(token, context)
 
     def scored(self, hidden: Tensor) -> Tensor:
         """Apply the head, counted as logits."""

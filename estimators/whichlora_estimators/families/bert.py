@@ -104,6 +104,10 @@ class Head(ABC):
     """What comes behind the layers for one task."""
 
     @abstractmethod
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Map [B, T, D] to logits."""
+
+    @abstractmethod
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
         """Return the loss of [B, T, D], and the logits."""
 
@@ -117,12 +121,19 @@ class SentenceHead(Head):
         self.classifier = build.head("classifier", width, label_count(c), bias=True)
         self.dropout = classifier_dropout(c)
 
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Classify samples: [B, C]."""
+        return self.classifier(self._dropped(hidden))
+
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
         """Classify [B, T, D]: one label a sample."""
-        pooled = self._pooled(hidden)
-        pooled = ops.dropout(pooled, self.dropout)
+        pooled = self._dropped(hidden)  # alive until the loss is there, as in the real one
         logits = self.classifier(pooled)
         return ops.cross_entropy(logits, labels), logits
+
+    def _dropped(self, hidden: Tensor) -> Tensor:
+        pooled = self._pooled(hidden)
+        return ops.dropout(pooled, self.dropout)
 
     def _pooled(self, hidden: Tensor) -> Tensor:
         pooled = self.pooler(first_token(hidden))
@@ -143,6 +154,10 @@ class TokenHead(Head):
     def __init__(self, c: Config, build: Build) -> None:
         self.classifier = build.head("classifier", c.count("hidden_size"), label_count(c), bias=True)
         self.dropout = classifier_dropout(c)
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Classify tokens: [B, T, C]."""
+        return self.classifier(ops.dropout(hidden, self.dropout))
 
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
         """Classify [B, T, D]: one label a token."""
@@ -169,12 +184,16 @@ class WordHead(Head):
             self.decoder = build.head("decoder", width, vocab, bias=True, tied=tied)
             build.parameters[-1].name = f"{build.prefix}bias"  # of the head and of the decoder in it
 
-    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
-        """Predict the words of [B, T, D], in the dtype of the model."""
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Predict words: [B, T, V]."""
         x = self._transformed(hidden)
         with hidden.tape.tagged(LOGITS_AND_LOSS):
-            logits = self.decoder(x)
-            del x
+            return self.decoder(x)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, object]:
+        """Predict the words of [B, T, D], in the dtype of the model."""
+        logits = self.scores(hidden)
+        with hidden.tape.tagged(LOGITS_AND_LOSS):
             rows = logits.view(labels.numel, logits.shape[-1])
             return ops.cross_entropy(rows, labels), logits
 
@@ -239,6 +258,11 @@ class Encoder(Model):
         hidden = self.encoded(inputs[0], context)
         hidden.tape.mark("loss")
         return self.head.loss(hidden, inputs[1])
+
+    def prefill(self, ids: Tensor, context: Context, *, last_only: bool) -> tuple[Tensor, Tensor]:
+        """Map ids [B, T] to the logits of the task."""
+        hidden = self.encoded(ids, context)
+        return self.head.scores(hidden), ids
 
     def encoded(self, ids: Tensor, context: Context) -> Tensor:
         """Map ids [B, T] to hidden states [B, T, D]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from .. import ops
@@ -20,6 +20,8 @@ class Cache:
         self.length = 0
         #: Layers that keep only the last tokens, and the window from which they see one token fewer.
         self.windows: Mapping[int, int] = {}
+        #: What a layer is called on the tape.
+        self.label: Callable[[int], str] = "layer {}".format
 
     #: Whether it is made for all tokens beforehand.
     fixed: ClassVar[bool] = False
@@ -51,7 +53,7 @@ class Cache:
         for layer in list(self.layers):
             keys, values = self.layers.pop(layer)
             window = self.windows.get(layer)
-            keys.tape.cut(f"layer {layer}")
+            keys.tape.cut(self.label(layer))
             with keys.tape.tagged("KV cache"):
                 if window is None:
                     self.layers[layer] = _resized(keys, self.length), _resized(values, self.length)

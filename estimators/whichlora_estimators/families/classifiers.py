@@ -32,6 +32,11 @@ class SequenceClassifier:
         self.head = build.head(name, width, label_count(c), bias=self.bias)
         self.dropout = dropout
 
+    def scores(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """Map [B, T, D] to logits [B, C]."""
+        with hidden.tape.tagged(LOGITS_AND_LOSS):
+            return _at_last_token(ids, self.head(hidden))
+
     def loss(self, ids: Tensor, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of [B, T, D] and the logits [B, C]."""
         with hidden.tape.tagged(LOGITS_AND_LOSS):
@@ -72,6 +77,11 @@ class TokenClassifier(SequenceClassifier):
     """Dropout and scores of every token, the loss in fp32."""
 
     bias = True
+
+    def scores(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """Map [B, T, D] to logits [B, T, C]."""
+        with hidden.tape.tagged(LOGITS_AND_LOSS):
+            return self.head(hidden)
 
     def loss(self, ids: Tensor, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of [B, T, D] and the logits [B, T, C]."""

@@ -23,10 +23,12 @@ class RobertaSentenceHead(Head):
 
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Classify [B, T, D]: one label a sample."""
-        logits = self._logits(first_token(hidden))
+        logits = self.scores(hidden)
         return ops.cross_entropy(logits, labels), logits
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Classify samples: [B, C]."""
+        x = first_token(hidden)
         x = ops.dropout(x, self.dropout)
         x = self.dense(x)
         x = ops.activation_of_result(x)

@@ -17,7 +17,7 @@ from ..layers import Build, token_ids
 from ..tape import BOOL, FP16, FP32, INT64, LOGITS_AND_LOSS, Dtype, Tensor
 from ..workload import Workload
 from .base import Config, Context, InputLeaf, Model, family, with_input_grad
-from .caches import Cache
+from .caches import Cache, StaticCache
 
 
 class Norm:
@@ -54,9 +54,10 @@ class Attention:
         first: bool,
         causal: bool = False,
         bidirectional: bool = True,
+        crosses: bool = False,
         cached_as: int | None = None,
     ) -> None:
-        width, self.heads, self.cached_as = c.count("d_model"), c.count("num_heads"), cached_as
+        width, self.heads, self.crosses, self.cached_as = c.count("d_model"), c.count("num_heads"), crosses, cached_as
         inner = self.heads * c.count("d_kv")
         self.causal, self.bidirectional, self.dropout = causal, bidirectional, c.rate("dropout_rate")
         self.q, self.k, self.v = (build.linear(name, width, inner) for name in "qkv")
@@ -68,22 +69,33 @@ class Attention:
         self, x: Tensor, states: Tensor, mask: Tensor | None, bias: Tensor | None, context: Context
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Attend [B, T, D] to [B, S, D]; returns the bias and, if eager, the probabilities too."""
+        counted = _counted_past(x, context)
         q = self.q(x).heads(self.heads)
-        k = self.k(states).heads(self.heads)
-        v = self.v(states).heads(self.heads)
-        if context.cache is not None and self.cached_as is not None:
-            k, v = context.cache.update(self.cached_as, k, v)
+        k, v = self._keys(states, context)
         if bias is None:
             bias = self._bias(q, k, context)
         out, weights = self._attended(q, k, v, mask, bias, context)
-        return self.o(out), bias, weights
+        projected = self.o(out)
+        del counted
+        return projected, bias, weights
+
+    def _keys(self, states: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Make keys and values, and cache them; those of the encoder's states are there after a first token."""
+        cache = context.cache if context.crossed is None or not self.crosses else context.crossed
+        if cache is context.crossed and cache is not None and self.cached_as in cache.layers:
+            return cache.layers[self.cached_as]
+        k = self.k(states).heads(self.heads)
+        v = self.v(states).heads(self.heads)
+        if self.cached_as is not None and cache is not None:
+            k, v = cache.update(self.cached_as, k, v)
+        return k, v
 
     def _attended(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor, context: Context
     ) -> tuple[Tensor, Tensor | None]:
         if context.attention == "eager":
             return _eager(q, k, v, mask, bias, self.dropout)
-        joined = _joined(bias, mask, q, causal=self.causal)
+        joined = _joined(bias, mask, q, causal=self.causal and q.shape[2] > 1)
         return attention.attend(q, k, v, joined, kind="sdpa", dropout=self.dropout)
 
     def _bias(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
@@ -101,6 +113,13 @@ class Attention:
         values.strided = True
         del distances, rows, columns
         return values
+
+
+def _counted_past(x: Tensor, context: Context) -> Tensor | None:
+    """Copy the number of tokens in a cache that counts them on the device."""
+    return (
+        x.tape.new((1,), INT64) if context.cache is not None and context.cache.fixed and context.cache.length else None
+    )
 
 
 def _buckets(like: Tensor, queries: int, keys: int, *, bidirectional: bool) -> Tensor:
@@ -217,7 +236,8 @@ class Block:
             )
         self.attention_norm = Norm(c, build, "0.layer_norm")
         with build.inside("1.EncDecAttention"):
-            self.cross = Attention(c, build, first=False, cached_as=2 * index + 1) if decoder else None
+            cross = partial(Attention, c, build, first=False, crosses=True, cached_as=2 * index + 1)
+            self.cross = cross() if decoder else None
         self.cross_norm = Norm(c, build, "1.layer_norm") if decoder else None
         last = 2 if decoder else 1
         with build.inside(f"{last}.DenseReluDense"):
@@ -332,8 +352,16 @@ class Stack:
         if states is None:
             mask = _bidirectional_mask(x, batch, tokens, tokens, context)
             return Biases(mask=mask)
-        keys = context.keys(tokens)
-        mask = attention.causal_mask(x, batch=batch, queries=tokens, keys=keys, padded=False, kind=context.attention)
+        fixed = context.cache is not None and context.cache.fixed
+        mask = attention.causal_mask(
+            x,
+            batch=batch,
+            queries=tokens,
+            keys=context.keys(tokens),
+            padded=False,
+            kind=context.attention,
+            needed=fixed and tokens == 1,
+        )
         return Biases(mask=mask, cross_mask=_bidirectional_mask(x, batch, tokens, states.shape[1], context))
 
 
@@ -409,6 +437,31 @@ class T5(Model):
             loss = ops.cross_entropy(logits.view(labels.numel, logits.shape[-1]), labels)
         del hidden, scaled
         return loss, (logits, states)
+
+    def make_caches(self, workload: Workload, context: Context) -> None:
+        """Make one for each kind of attention (transformers' EncoderDecoderCache), as long as `generate` does."""
+        if workload.cache == "static":
+            context.cache, context.crossed = StaticCache(workload.decode_len), StaticCache(workload.prefill_len)
+        else:
+            context.cache, context.crossed = Cache(), Cache()
+        context.cache.label = _layer_of
+
+    def prefill(self, ids: Tensor, context: Context, *, last_only: bool) -> tuple[Tensor, Tensor]:
+        """Run the encoder on [B, S], the decoder on the token that begins an answer: its logits [B, 1, V], and it."""
+        context.states = self.encoder(self.looked_up(ids, context), context)
+        begin = token_ids(ids.tape, ids.shape[0], 1)
+        return self.decode(begin, context), begin
+
+    def decode(self, token: Tensor, context: Context) -> Tensor:
+        """Map a token [B, 1] to logits [B, 1, V]."""
+        hidden = self.decoder(self.targets(token), context, context.states)
+        with hidden.tape.tagged(LOGITS_AND_LOSS):
+            scaled = ops.scale(hidden) if self.scaled else hidden
+            return self.head(scaled)
+
+
+def _layer_of(cached_as: int) -> str:
+    return f"decoder layer {cached_as // 2}"
 
 
 @family("mt5")
