@@ -93,11 +93,11 @@ def _checked(result: PickResult, where: str, db: Path | None) -> PickResult:
     on: str | None = where
     if where != "null":
         try:
-            on = find_place("cuda").device
+            on = find_place(where).device
         except WhichloraError as error:
             if where == "cuda":
                 raise
-            _tell(f"rehearsed only: {error}")
+            _tell(f"rehearsed only: {error.what}: {error.value}")
             on = None
     return check(result, on=on, store=open_store(db), report=_tell)
 

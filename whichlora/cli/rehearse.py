@@ -191,8 +191,9 @@ def _rehearsals(
     def tell(rehearsal: Rehearsal) -> None:
         nonlocal count
         count += 1
+        where = f"{card.slug} under {rehearsal.stack}" if rehearsal.stack else card.slug
         click.echo(
-            f"[{count}/{len(asked)}] {workload_name(rehearsal.workload)} on {card.slug}: {_result(rehearsal)}", err=True
+            f"[{count}/{len(asked)}] {workload_name(rehearsal.workload)} on {where}: {_result(rehearsal)}", err=True
         )
 
     settings = {name: options[name] for name in ("jobs", "timeout_s", "alloc_conf", "routing", "load")}
@@ -231,7 +232,8 @@ def _to_first(rehearsal: Rehearsal, found: list[Rehearsal]) -> str:
     first = next(each for each in found if (each.workload, each.gpu) == (rehearsal.workload, rehearsal.gpu))
     if first is rehearsal or not first.allocated_peak_bytes or rehearsal.allocated_peak_bytes is None:
         return "-"
-    return f"{100 * (rehearsal.allocated_peak_bytes / first.allocated_peak_bytes - 1):+.1f}%"
+    change = 100 * (rehearsal.allocated_peak_bytes / first.allocated_peak_bytes - 1)
+    return f"{round(change, 1) + 0.0:+.1f}%"  # never -0.0
 
 
 def _cells(rehearsal: Rehearsal) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ STATUS = {"ok": 0, "stopped": 143, "oom": 1, "failed": 1}
 
 def main(given: dict[str, Any]) -> int:
     """Run, say on stdout what came of it, and return the exit status."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names that libraries call
     folder = Path(given.pop("folder"))
     db, stored = given.pop("db", None), given.pop("stored", True)
     store = open_store(Path(db) if db else None) if stored else None

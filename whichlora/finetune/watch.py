@@ -142,8 +142,9 @@ def make_callback(seen: Seen, stop: Stop, *, adalora: bool, report: Callable[[st
 
 
 def _log(seen: Seen, state: Any, logs: dict[str, Any], report: Callable[[str], None]) -> None:
-    if not seen.computes:
-        report(f"step {state.global_step}/{state.max_steps}")
+    if not seen.computes:  # a loss is no number here; an evaluation's log would be the step's line again
+        if "loss" in logs:
+            report(f"step {state.global_step}/{state.max_steps}")
         return
     for name, kept in (("loss", seen.losses), ("eval_loss", seen.eval_losses)):
         if name in logs:
