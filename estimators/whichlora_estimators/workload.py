@@ -49,6 +49,7 @@ _FLAGS = (
     "output_kept",
     "prefix_projection",
     "lora_bias",
+    "ensure_weight_tying",
 )
 _IGNORED = ("truth",)
 #: Settings of PEFT's configurations that are no fields here, and what to do about them.
@@ -61,13 +62,12 @@ _OF_PEFT = {
     "use_rslora": 'Give method "rslora"; beside DoRA leave it out: it changes neither memory nor time.',
     "use_dora": 'Give method "dora".',
     "layers_pattern": "Give targets as one regular expression for whole names.",
-    "trainable_token_indices": "Give their number as trainable_tokens.",
+    "trainable_token_indices": "Give their number as trainable_tokens, or an object of modules and numbers.",
     "target_parameters": "Of experts name the layers that they were as targets (gate_proj, w1 …), or rehearse a script.",
     "encoder_num_layers": "Leave it out: the MLP that encodes virtual tokens has three layers always.",
     "encoder_dropout": "Leave it out: the MLP that encodes virtual tokens has none.",
     "encoder_reparameterization_type": "Leave it out for an MLP; an LSTM is not modelled: rehearse a script.",
     "layer_replication": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
-    "ensure_weight_tying": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
 }
 
 
@@ -79,8 +79,10 @@ class Workload:
     generating; what generates nothing, a classifier say, reads `prefill_len` tokens in one pass then.
     `padded` says that some of the batch is padding, so that a mask is passed. `targets` are the ends of layers' names, or
     one regular expression for whole names; `rank_pattern` gives layers whose names it matches a rank of their own.
-    `exclude_modules` are ends of names that are no targets all the same, `layers_to_transform` the numbers of the only
-    layers that have any (empty: all), and `trainable_tokens` counts the tokens whose embeddings train.
+    `exclude_modules` are ends of names that are no targets all the same, or one regular expression for whole names,
+    `layers_to_transform` the numbers of the only layers that have any (empty: all). `trainable_tokens` counts the tokens whose
+    embeddings train, or maps names of embeddings and heads to such counts, where equal ones mean the same tokens;
+    `ensure_weight_tying` keeps adapters and copies of what shares embeddings shared.
     `num_virtual_tokens` are trained by prompt tuning, prefix tuning and p-tuning, `encoder_hidden_size` is the inner width of
     the MLP that p-tuning and, with `prefix_projection`, prefix tuning put behind them (None: as wide as what goes in).
     `modules_to_save` are modules that train whole beside the adapters, `bias` says which biases train,
@@ -107,10 +109,11 @@ class Workload:
     rank: int = 16
     targets: str | tuple[str, ...] | None = "all-linear"
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    exclude_modules: tuple[str, ...] = ()
+    exclude_modules: str | tuple[str, ...] = ()
     layers_to_transform: tuple[int, ...] = ()
-    trainable_tokens: int = 0
+    trainable_tokens: int | Mapping[str, int] = 0
     modules_to_save: tuple[str, ...] = ()
+    ensure_weight_tying: bool = False
     bias: str = "none"
     lora_bias: bool = False
     num_virtual_tokens: int = 20
@@ -151,10 +154,12 @@ class Workload:
         _check_dropout(self.dropout)
         _check_targets(self.targets)
         _check_names("modules_to_save", self.modules_to_save)
-        _check_names("exclude_modules", self.exclude_modules)
+        if isinstance(self.exclude_modules, str):
+            _check_pattern(self.exclude_modules)
+        else:
+            _check_names("exclude_modules", self.exclude_modules)
         _check_layers(self.layers_to_transform)
-        if self.trainable_tokens:
-            _check_count("trainable_tokens", self.trainable_tokens)
+        _check_tokens(self.trainable_tokens)
         _check_rank_pattern(self.rank_pattern)
         _check_norm(self.clip_grad_norm)
 
@@ -162,6 +167,11 @@ class Workload:
     def decoded(self) -> int:
         """Count the tokens that are decoded one by one, behind the one that the first pass gives."""
         return self.decode_len - 1 if self.task in GENERATED else 0
+
+    @property
+    def masked(self) -> bool:
+        """Say whether a mask is passed, of which some is padding; generation by causal models does without."""
+        return self.padded and (self.phase == "train" or self.task != "causal")
 
     def with_(self, **changes: Any) -> Workload:
         """Return a copy with some fields changed."""
@@ -228,6 +238,15 @@ def _check_layers(numbers: object) -> None:
     if not isinstance(numbers, tuple) or not all(type(each) is int and each >= 0 for each in numbers):
         todo = "Give a list of whole numbers from 0 on, such as [0, 1]."
         raise BadValue("layers_to_transform must be numbers of layers", value=numbers, todo=todo)
+
+
+def _check_tokens(tokens: object) -> None:
+    if isinstance(tokens, Mapping):
+        for name, count in tokens.items():
+            _check_names("trainable_tokens", (name,))
+            _check_count(f"trainable_tokens[{name!r}]", count)
+    elif tokens != 0 or isinstance(tokens, bool):
+        _check_count("trainable_tokens", tokens)
 
 
 def _check_rank_pattern(pattern: object) -> None:

@@ -44,6 +44,7 @@ LATER_FIELDS: dict[str, object] = {
     "layers_to_transform": (),
     "trainable_tokens": 0,
     "modules_to_save": (),
+    "ensure_weight_tying": False,
     "bias": "none",
     "lora_bias": False,
     "num_virtual_tokens": 20,

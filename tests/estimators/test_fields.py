@@ -35,6 +35,7 @@ CHANGES: dict[str, tuple[object, dict[str, Any]]] = {
     "layers_to_transform": ((1,), {"targets": ("q_proj", "v_proj")}),
     "trainable_tokens": (3, {}),
     "modules_to_save": (("lm_head",), {}),
+    "ensure_weight_tying": (True, {"config": {**LLAMA, "tie_word_embeddings": True}, "modules_to_save": ("lm_head",)}),
     "bias": ("all", {"config": NEOX}),
     "lora_bias": (True, {}),
     "num_virtual_tokens": (50, {"method": "prompt-tuning"}),
@@ -100,6 +101,9 @@ def test_settings_of_peft_are_told_where_they_belong(name: str) -> None:
 @pytest.mark.parametrize(
     ("method", "setup"),
     [
+        ("ia3", {"ensure_weight_tying": True}),
+        ("lora", {"trainable_tokens": {"nothing": 3}}),
+        ("lora", {"trainable_tokens": 3, "modules_to_save": ("embed_tokens",)}),
         ("ia3", {"rank_pattern": {"q_proj": 2}}),
         ("dora", {"lora_bias": True}),
         ("lora", {"lora_bias": True, "targets": ("q_proj", "embed_tokens")}),

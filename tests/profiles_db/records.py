@@ -34,6 +34,7 @@ WORKLOAD = Workload(
     layers_to_transform=(0, 2),
     trainable_tokens=3,
     modules_to_save=("lm_head",),
+    ensure_weight_tying=True,
     bias="lora_only",
     lora_bias=True,
     num_virtual_tokens=30,

@@ -22,10 +22,15 @@ _OPTIONS = (
         "--modules-to-save", default="", help="Modules that train whole, commas between: lm_head,embed_tokens."
     ),
     click.option("--exclude-modules", default="", help="Modules that are no targets all the same: lm_head,o_proj."),
+    click.option("--exclude-pattern", help="Regular expression for whole names, in place of --exclude-modules."),
     click.option("--layers", default="", metavar="N,N…", help="Numbers of the only layers that are adapted: 0,1,2."),
     click.option(
-        "--trainable-tokens", type=int, default=0, show_default=True, help="New tokens whose embeddings train."
+        "--trainable-tokens",
+        default="",
+        metavar="N|NAME=N…",
+        help="New tokens whose embeddings train: 3, or of which modules: embed_tokens=3,lm_head=3.",
     ),
+    click.option("--ensure-weight-tying", is_flag=True, help="What shares embeddings is adapted, or saved, as one."),
     click.option("--bias", type=click.Choice(BIASES), default="none", show_default=True, help="Biases that train."),
     click.option("--lora-bias", is_flag=True, help="Each B of LoRA has a bias that trains."),
     click.option(
@@ -62,7 +67,9 @@ _OPTIONS = (
 SETUP_NAMES = {"task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant", "kbit_preparation"}
 SETUP_NAMES |= {
     "exclude_modules",
+    "exclude_pattern",
     "layers",
+    "ensure_weight_tying",
     "trainable_tokens",
     "lora_bias",
     "virtual_tokens",
@@ -74,8 +81,8 @@ SETUP_NAMES |= {
     "static_cache",
 }
 #: Options that are fields of the same name.
-_AS_GIVEN = ("bias", "reentrant", "kbit_preparation", "accumulation", "clip_grad_norm")
-_AS_GIVEN += ("lora_bias", "encoder_hidden_size", "prefix_projection")
+_AS_GIVEN: tuple[str, ...] = ("bias", "lora_bias", "ensure_weight_tying", "encoder_hidden_size", "prefix_projection")
+_AS_GIVEN += ("reentrant", "kbit_preparation", "accumulation", "clip_grad_norm")
 
 
 def setup_options(command: F) -> F:
@@ -91,9 +98,9 @@ def training_fields(options: dict[str, Any]) -> dict[str, Any]:
     fields |= {name: options[name] for name in _AS_GIVEN}
     fields["output_kept"] = not options["trainer"]
     fields["modules_to_save"] = _names(options["modules_to_save"])
-    fields["exclude_modules"] = _names(options["exclude_modules"])
+    fields["exclude_modules"] = options["exclude_pattern"] or _names(options["exclude_modules"])
     fields["layers_to_transform"] = _numbers(options["layers"])
-    fields["trainable_tokens"] = options["trainable_tokens"]
+    fields["trainable_tokens"] = _tokens(options["trainable_tokens"])
     fields["num_virtual_tokens"] = options["virtual_tokens"]
     fields["rank_pattern"] = dict(_ranked(text) for text in options["rank_pattern"])
     if options["target_pattern"]:
@@ -103,7 +110,8 @@ def training_fields(options: dict[str, Any]) -> dict[str, Any]:
 
 def generation_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a generation that these options ask for."""
-    return {"cache": "static" if options["static_cache"] else "dynamic"}
+    fields = {} if options["task"] is None else {"task": options["task"]}
+    return {**fields, "cache": "static" if options["static_cache"] else "dynamic", "padded": options["padded"]}
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -115,6 +123,16 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in _names(text))
     except ValueError:
         raise BadValue("--layers needs numbers of layers", value=text, todo="Example: --layers 0,1,2.") from None
+
+
+def _tokens(text: str) -> int | dict[str, int]:
+    if text.isdigit() or not text:
+        return int(text or 0)
+    counts = [part.rpartition("=") for part in _names(text)]
+    if not all(name and count.isdigit() for name, _, count in counts):
+        todo = "Examples: --trainable-tokens 3, --trainable-tokens embed_tokens=3,lm_head=3."
+        raise BadValue("--trainable-tokens needs a number, or names and numbers", value=text, todo=todo)
+    return {name: int(count) for name, _, count in counts}
 
 
 def _ranked(text: str) -> tuple[str, int]:

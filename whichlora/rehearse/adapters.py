@@ -47,10 +47,14 @@ def _lora(peft: Any, workload: Workload, **more: Any) -> Any:
 
 def _parts(workload: Workload) -> dict[str, Any]:
     """Return what of the model is adapted beside the targets' names, where anything is said of it."""
+    tokens, excluded = workload.trainable_tokens, workload.exclude_modules
     settings = {
-        "exclude_modules": list(workload.exclude_modules),
+        "exclude_modules": excluded if isinstance(excluded, str) else list(excluded),
         "layers_to_transform": list(workload.layers_to_transform),
-        "trainable_token_indices": list(range(workload.trainable_tokens)),
+        "trainable_token_indices": list(range(tokens))
+        if isinstance(tokens, int)
+        else {name: list(range(count)) for name, count in tokens.items()},
+        "ensure_weight_tying": workload.ensure_weight_tying,
         "lora_bias": workload.lora_bias,
     }
     return {name: value for name, value in settings.items() if value}

@@ -215,8 +215,9 @@ def forecast(fields: dict[str, Any]) -> dict[str, float]:
 
     workload = workload_from_stored(fields["workload"])
     _bounded(dict(workload.config))
-    if workload.targets != "all-linear" and isinstance(workload.targets, str):
-        raise BadValue("an expression as targets", value=workload.targets, todo="Expressions of others are not run.")
+    for named in (workload.targets, workload.exclude_modules):
+        if named != "all-linear" and isinstance(named, str):
+            raise BadValue("an expression as names of layers", value=named, todo="Expressions of others are not run.")
     found = predict(workload, find_gpu(fields["gpu"]), stack=stack_of(fields["versions"]))
     counters = {"allocated": found.allocated, "reserved": found.reserved, "process": found.process}
     times = {name: span.expected_s for name, span in found.times.items()}

@@ -18,6 +18,7 @@ from ..tape import FP32, Tensor
 from ..workload import Workload
 from .base import Method, adapter_dtype, method, trained, upcast
 from .targets import adapted_linears
+from .tying import tied_targets
 
 #: What PEFT adapts by default, by model_type, where that differs from LoRA (peft/utils/constants.py).
 TARGETS: Mapping[str, tuple[str, ...]] = {
@@ -114,11 +115,12 @@ class AdaLora(Method):
     name = "adalora"
     summary = "LoRA as singular values that training may drop (Zhang et al. 2023); ranks taken to stay"
 
-    has_exclusions = has_layers = has_tokens = True
+    has_exclusions = has_layers = has_tokens = has_tying = True
     has_adapter_bias = True  # which PEFT takes and makes nothing of
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter, and the loss its penalty."""
+        workload, _ = tied_targets(model, workload)  # puts embeddings among them, which are refused
         with upcast(model.build):
             linears = adapted_linears(model, workload, default=TARGETS.get(str(model.config.get("model_type"))))
             adapters = [AdaLoraLinear(layer, model.build, workload) for layer in linears]

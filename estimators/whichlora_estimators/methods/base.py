@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -41,6 +41,8 @@ class Method(ABC):
     has_tokens: ClassVar[bool] = False
     #: Whether PEFT's configuration of it has `lora_bias`.
     has_adapter_bias: ClassVar[bool] = False
+    #: Whether PEFT's configuration of it has `ensure_weight_tying`.
+    has_tying: ClassVar[bool] = False
     #: Whether its virtual tokens go through an encoder of a width of its own, and whether that is asked for.
     has_encoder: ClassVar[bool] = False
     has_projection: ClassVar[bool] = False
@@ -81,10 +83,14 @@ def upcast(build: Build) -> Iterator[None]:
     """Convert the 16-bit parameters that are added inside to fp32, one by one (tuners_utils.py, cast_adapter_dtype)."""
     before = len(build.parameters)
     yield
+    widen(build, (parameter.tensor for parameter in build.parameters[before:]))
+
+
+def widen(build: Build, tensors: Iterable[Tensor]) -> None:
+    """Convert 16-bit tensors of adapters to fp32 one by one, in the releases of PEFT that do."""
     if not build.tape.stack.does(FP32_ADAPTERS):
         return
     with build.tape.tagged("adapters"):
-        for parameter in build.parameters[before:]:
-            tensor = parameter.tensor
+        for tensor in tensors:
             if tensor.dtype.bytes < FP32.bytes:
                 tensor.storage, tensor.dtype = build.tape.new(tensor.shape, FP32).storage, FP32

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .. import ops, products
 from ..families.base import Model
-from ..layers import Build, Linear
+from ..layers import Build, Embedding, Linear
 from ..reductions import column_sum_bytes
 from ..stack import DORA_REUSES_RESULT, FP32_ADAPTERS
 from ..tape import FP16, FP32, UINT8, Dtype, Tensor
@@ -19,18 +19,31 @@ from .base import Method, adapter_dtype, method, trained, upcast
 from .embeddings import DoraEmbedding, LoraEmbedding
 from .stacks import LoraStack, lora_targets
 from .targets import adapted_embeddings, rank_of, refuse_bias
+from .tying import shared_factors, tied_targets
 
 
 class LoraLinear:
     """base(x) + B(A(dropout(x))) * scaling."""
 
-    def __init__(self, layer: Linear, build: Build, workload: Workload, *, freeze_a: bool = False) -> None:
+    def __init__(
+        self,
+        layer: Linear,
+        build: Build,
+        workload: Workload,
+        *,
+        freeze_a: bool = False,
+        source: Embedding | None = None,
+    ) -> None:
         rank = rank_of(layer, workload)
         self.layer, self.dropout, dtype = layer, workload.dropout, adapter_dtype(layer)
         if layer.quantized and not build.tape.stack.does(FP32_ADAPTERS):
             dtype = FP32
-        self.a = trained(build, f"{layer.name}.lora_A", rank, layer.in_features, dtype=dtype, frozen=freeze_a)
-        self.b = trained(build, f"{layer.name}.lora_B", layer.out_features, rank, dtype=dtype)
+        if source is None:
+            self.a = trained(build, f"{layer.name}.lora_A", rank, layer.in_features, dtype=dtype, frozen=freeze_a)
+            self.b = trained(build, f"{layer.name}.lora_B", layer.out_features, rank, dtype=dtype)
+        else:
+            assert isinstance(source.adapter, LoraEmbedding)
+            self.a, self.b = shared_factors(build, layer.name, source.adapter.a, source.adapter.b, freeze_a=freeze_a)
         self.bias: Tensor | None = None
         if workload.lora_bias:
             self.bias = trained(build, f"{layer.name}.lora_B.bias", layer.out_features, dtype=dtype)
@@ -69,8 +82,8 @@ class LoraLinear:
 class DoraLinear(LoraLinear):
     """LoRA with the weight's norm, a vector of magnitudes, and the norm recomputed from the whole weight in every step."""
 
-    def __init__(self, layer: Linear, build: Build, workload: Workload) -> None:
-        super().__init__(layer, build, workload)
+    def __init__(self, layer: Linear, build: Build, workload: Workload, *, source: Embedding | None = None) -> None:
+        super().__init__(layer, build, workload, source=source)
         dtype = self._start()
         self.magnitude = trained(build, f"{layer.name}.lora_magnitude_vector", layer.out_features, dtype=dtype)
 
@@ -137,8 +150,9 @@ class DoraLinear(LoraLinear):
 
 
 def _adapt(model: Model, workload: Workload, *, freeze_a: bool = False) -> None:
+    workload, tie = tied_targets(model, workload)
     linears, stacks = lora_targets(model, workload)
-    tables = adapted_embeddings(model, workload)
+    tables = [*adapted_embeddings(model, workload), *tie.tables]
     if workload.lora_bias:
         refuse_bias([*tables, *(stack for stack, _ in stacks)])
     with upcast(model.build):
@@ -148,6 +162,8 @@ def _adapt(model: Model, workload: Workload, *, freeze_a: bool = False) -> None:
             layer.adapter = LoraLinear(layer, model.build, workload, freeze_a=freeze_a)
         for stack, rank in stacks:
             stack.adapter = LoraStack(stack, model.build, rank, freeze_a=freeze_a)
+        for head in tie.heads:
+            head.adapter = LoraLinear(head, model.build, workload, freeze_a=freeze_a, source=tie.source)
 
 
 @method
@@ -156,7 +172,7 @@ class Lora(Method):
 
     name = "lora"
     summary = "low-rank adapters beside frozen linear layers (Hu et al. 2021)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = has_tying = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter."""
@@ -177,7 +193,7 @@ class LoraFa(Method):
 
     name = "lora-fa"
     summary = "LoRA with every A frozen (Zhang et al. 2023)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = has_tying = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter whose A takes no gradient, so that the layer's input is not kept for it."""
@@ -190,13 +206,16 @@ class Dora(Method):
 
     name = "dora"
     summary = "LoRA with a trained magnitude per output (Liu et al. 2024)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_tying = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target a DoRA adapter."""
-        linears, tables = lora_targets(model, workload)[0], adapted_embeddings(model, workload)
+        workload, tie = tied_targets(model, workload)
+        linears, tables = lora_targets(model, workload)[0], [*adapted_embeddings(model, workload), *tie.tables]
         with upcast(model.build):
             for table in tables:
                 table.adapter = DoraEmbedding(table, model.build, workload)
             for layer in linears:
                 layer.adapter = DoraLinear(layer, model.build, workload)
+            for head in tie.heads:
+                head.adapter = DoraLinear(head, model.build, workload, source=tie.source)

@@ -17,6 +17,7 @@ from ..tape import Leaf
 from ..workload import Workload
 from .base import Method
 from .prompts import EmbeddedPrompt
+from .tying import tied_saves
 
 #: What PEFT saves whole of every model that classifies.
 CLASSIFIERS = ("classifier", "score")
@@ -61,10 +62,12 @@ def adapted_embeddings(model: Model, workload: Workload) -> list[Embedding]:
 
 def is_adapted(name: str, targets: str | tuple[str, ...], workload: Workload) -> bool:
     """Say whether a module is meant and neither saved whole nor left out."""
-    excluded = workload.exclude_modules
     if not is_target(name, targets) or _is_part(name, saved_modules(workload)):
         return False
-    return not (excluded and is_target(name, excluded)) and _in_layers(name, targets, workload.layers_to_transform)
+    excluded = workload.exclude_modules
+    if re.fullmatch(excluded, name) if isinstance(excluded, str) else is_target(name, excluded):
+        return False
+    return _in_layers(name, targets, workload.layers_to_transform)
 
 
 def _in_layers(name: str, targets: str | tuple[str, ...], numbers: tuple[int, ...]) -> bool:
@@ -111,9 +114,10 @@ def is_target(name: str, targets: str | Iterable[str]) -> bool:
 def tells_layers_apart(workload: Workload) -> bool:
     """Say whether adapters may differ from layer to layer: by a pattern, or by names that tell more than the last part."""
     targets = workload.targets
-    if isinstance(targets, str) and targets != "all-linear":
+    excluded = workload.exclude_modules
+    if isinstance(excluded, str) or (isinstance(targets, str) and targets != "all-linear"):
         return True
-    named = (*workload.rank_pattern, *workload.modules_to_save, *workload.exclude_modules)
+    named = (*workload.rank_pattern, *workload.modules_to_save, *excluded)
     names = (*(targets if isinstance(targets, tuple) else ()), *named)
     return bool(workload.layers_to_transform) or any("." in name for name in names)
 
@@ -144,6 +148,7 @@ def check_options(method: Method, workload: Workload) -> None:
         "trainable_tokens": bool(workload.trainable_tokens) and not method.has_tokens,
         "modules_to_save": bool(workload.modules_to_save) and method.trains_base,
         "lora_bias": workload.lora_bias and not method.has_adapter_bias,
+        "ensure_weight_tying": workload.ensure_weight_tying and not method.has_tying,
         "encoder_hidden_size": workload.encoder_hidden_size is not None and not method.has_encoder,
         "prefix_projection": workload.prefix_projection and not method.has_projection,
     }
@@ -182,7 +187,9 @@ def save_modules(model: Model, workload: Workload) -> None:
 
     Raises BadValue where a name that the workload gives means nothing.
     """
-    build, names = model.build, saved_modules(workload)
+    build, names, tie = model.build, saved_modules(workload), tied_saves(model, workload)
+    if tie is not None:
+        names = (*(name for name in names if not _is_part(tie.heads[0].name, [name])), tie.source.name)
     for name in workload.modules_to_save:
         if not any(_saves(parameter.name, [name]) for parameter in build.parameters) and not _tied_head(model, [name]):
             modules = sorted({parameter.name.rpartition(".")[0] for parameter in build.parameters})
@@ -202,7 +209,7 @@ def save_modules(model: Model, workload: Workload) -> None:
                 parameter.tensor.node = Leaf()
                 build.originals.append(unused)
             else:
-                _copy(build, parameter)
+                _copy(build, parameter, followers=() if tie is None else tie.heads)
 
 
 def _saves(parameter: str, modules: Iterable[str]) -> bool:
@@ -221,12 +228,12 @@ def _tied_head(model: Model, names: Iterable[str]) -> Linear | None:
     return None
 
 
-def _copy(build: Build, parameter: Parameter) -> None:
-    """Train a copy; a head that shares the original goes on with that."""
+def _copy(build: Build, parameter: Parameter, *, followers: Sequence[Linear]) -> None:
+    """Train a copy; a head that shares the original goes on with that, unless it is to follow."""
     tensor = parameter.tensor
     original = tensor.detach()
     for head in build.heads:
-        if head.weight is tensor and f"{head.name}.weight" != parameter.name:
+        if head.weight is tensor and f"{head.name}.weight" != parameter.name and head not in followers:
             head.weight = original
     build.originals.append(original)
     tensor.storage, tensor.node = build.tape.new(tensor.shape, tensor.dtype).storage, Leaf()

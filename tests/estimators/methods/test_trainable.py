@@ -75,6 +75,7 @@ NAMED = {
 }
 
 
+TIED = {**CONFIGS["qwen3"], "tie_word_embeddings": True}
 PARTS: tuple[dict[str, Any], ...] = (
     {"exclude_modules": ("k_proj", "mlp.down_proj")},
     {"exclude_modules": ("q_proj", "v_proj", "k_proj", "down_proj")},
@@ -83,6 +84,12 @@ PARTS: tuple[dict[str, Any], ...] = (
     {"layers_to_transform": (1,)},
     {"targets": ("q_proj",), "trainable_tokens": 3},
     {"lora_bias": True},
+    {"exclude_modules": r".*[02]\..*(q_proj|down_proj)", "targets": "all-linear"},
+    {"targets": ("q_proj",), "trainable_tokens": {"embed_tokens": 3, "lm_head": 2}},
+    {"targets": ("q_proj",), "trainable_tokens": {"embed_tokens": 3, "lm_head": 2}, "config": TIED},
+    {"targets": ("q_proj",), "trainable_tokens": {"embed_tokens": 3, "lm_head": 3}, "config": TIED},
+    {"targets": ("q_proj", "lm_head"), "ensure_weight_tying": True, "config": TIED},
+    {"targets": ("q_proj",), "modules_to_save": ("lm_head",), "ensure_weight_tying": True, "config": TIED},
     {"lora_bias": True, "targets": ("q_proj", "embed_tokens")},
     {"targets": ("q_proj", "embed_tokens"), "trainable_tokens": 3},
 )
@@ -96,8 +103,8 @@ def test_parts_of_a_model_are_adapted_or_refused_as_by_peft(parts: dict[str, Any
     from whichlora.rehearse.adapters import adapt
     from whichlora.rehearse.models import build_model
 
-    setup = {"targets": None, "rank": 5, "seq_len": 8, **parts}
-    workload = Workload(model="qwen3", config=CONFIGS["qwen3"], method=method, **setup)
+    setup = {"config": CONFIGS["qwen3"], "targets": None, "rank": 5, "seq_len": 8, **parts}
+    workload = Workload(model="qwen3", method=method, **setup)
     try:
         lay(workload)
     except WhichloraError:
