@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from functools import cache
 
 from benchmarks.published_rows import AFTER_STEP, PROCESS
-from whichlora_estimators.estimate import Estimate, estimate, rounded_sizes
+from whichlora_estimators.estimate import Estimate, estimate
 from whichlora_estimators.gpus import Gpu, find_gpu
+from whichlora_estimators.replayed import rounded_sizes
 from whichlora_estimators.stack import Stack, stack_of
 from whichlora_estimators.timeline import lay
 from whichlora_estimators.workload import Workload, workload_from_json

@@ -13,7 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby, pairwise
+from operator import add
 
 from .tape import Mark, Tape
 
@@ -29,11 +31,18 @@ class NotAlike(Exception):
 
 def laid_name(tape: Tape, name: str) -> str:
     """Return the name that a parameter has in the layer that was laid for its own: another one's where that was left out."""
-    found = _LAYER_OF_NAME.match(name)
+    before, layer, behind = _parts_of_name(name)
     left = next((count for stack, count in tape.left_out.items() if name.startswith(stack)), 0)
-    if found is None or not tape.period < int(found[2]) <= tape.period + left * tape.period:
+    if not tape.period < layer <= tape.period + left * tape.period:
         return name
-    return f"{found[1]}{1 + (int(found[2]) - 1) % tape.period}{found[3]}"
+    return f"{before}{1 + (layer - 1) % tape.period}{behind}"
+
+
+@lru_cache(maxsize=2**14)
+def _parts_of_name(name: str) -> tuple[str, int, str]:
+    """Return the number of the layer in a parameter's name (-1: none), and what is around it."""
+    found = _LAYER_OF_NAME.match(name)
+    return ("", -1, name) if found is None else (found[1], int(found[2]), found[3])
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +75,8 @@ class _Text:
     """
 
     names: dict[Name | None, _Section]
-    words: list[tuple[int, int]]
+    numbers: list[int]
+    distances: list[int]
 
 
 def deepen(tape: Tape, segments: Sequence[Mark]) -> dict[int, Mark]:
@@ -200,26 +210,33 @@ class _Deep:
         return self.texts[id(section)]
 
     def _read(self, section: _Section) -> _Text:
-        numbers: dict[Name | None, int] = {}
         names: dict[Name | None, _Section] = {}
-        words = []
-        checked = 0 < section.place <= 2 * self.period
+        known: dict[_Section, tuple[int, int | None]] = {}
+        numbers, distances = [], []
+        homes, moved = self.homes, self.moved
         for event in self.shallow[section.first.event : section.last.event]:
             index = event if event >= 0 else ~event
-            home = self.homes[index]
-            if home.stack == section.stack:
-                if not checked and (home.place <= self.period) != (section.place <= self.period):
-                    raise NotAlike  # a distance over all that was left out says nothing
-                name: Name | None = (home.segment, home.turn, home.place - section.place)
-                distance = index - home.last.storage
-            elif home.copied:
+            home = homes[index]
+            if home not in known:
+                name = self._name(home, section)
+                names.setdefault(name, home)
+                known[home] = 2 * list(names).index(name), None if name is None else home.last.storage
+            number, end = known[home]
+            distance = moved[index] if end is None else index - end
+            numbers.append(number if event >= 0 else number + 1)
+            distances.append(distance if event >= 0 else -distance)
+        return _Text(names, numbers, distances)
+
+    def _name(self, home: _Section, section: _Section) -> Name | None:
+        """Name the section that made a storage as seen from one that frees it; None outside of the layers of its stack."""
+        if home.stack != section.stack:
+            if home.copied:
                 raise NotAlike  # one stack frees what another one made
-            else:
-                name, distance = None, self.moved[index]
-            number = numbers.setdefault(name, 2 * len(numbers))
-            names[name] = home
-            words.append((number, distance) if event >= 0 else (number + 1, -distance))
-        return _Text(names, words)
+            return None
+        checked = 0 < section.place <= 2 * self.period
+        if not checked and (home.place <= self.period) != (section.place <= self.period):
+            raise NotAlike  # a distance over all that was left out says nothing
+        return home.segment, home.turn, home.place - section.place
 
     def _check(self, section: _Section) -> None:
         """Compare a section of the first period with that of the second one, or the other way round."""
@@ -233,7 +250,8 @@ class _Deep:
     def _content(self, section: _Section) -> tuple[object, ...]:
         tape, first, last, text = self.tape, section.first, section.last, self._text(section)
         storages, kernels = slice(first.storage, last.storage), slice(first.kernel, last.kernel)
-        return list(text.names), text.words, tape.sizes[storages], tape.tags[storages], tape.kernels[kernels]
+        words = text.numbers, text.distances
+        return list(text.names), words, tape.sizes[storages], tape.tags[storages], tape.kernels[kernels]
 
     def events(self, section: _Section, copy: int) -> list[int]:
         """Return what happens in a section, or in a copy of it, in numbers of the deep tape."""
@@ -244,7 +262,7 @@ class _Deep:
         for name, home in text.names.items():
             end = 0 if name is None else self._end(home, layer + name[2])
             ends += [end, ~end]
-        return [ends[number] + distance for number, distance in text.words]
+        return list(map(add, map(ends.__getitem__, text.numbers), text.distances))
 
     def _outside(self, section: _Section) -> list[int]:
         """Return what happens outside of layers; where storages of all layers are freed in a row, those of copies are too."""

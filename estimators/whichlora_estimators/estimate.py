@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from .allocator import AllocatorConfig
 from .gpus import Gpu, context_bytes
-from .replayed import replay
+from .replayed import BLOCK_BYTES, Moment, highest, replay
 from .roofline import RooflineConstants, lane_times
 from .stack import NEWEST_STACK, Stack
 from .tape import Kernel
-from .timeline import DECODE_STEPS, Segment, Timeline, lay
+from .timeline import DECODE_STEPS, Segment, Timeline, lay, no_collector
 from .workload import Workload
-
-#: PyTorch's rounding of every allocation (c10/core/AllocatorConfig.h, kMinBlockSize).
-BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,18 +73,19 @@ def estimate(
 
     Raises UnknownName, BadValue or Unsupported for what has no formula.
     """
-    timeline = lay(workload, compute_capability=gpu.compute_capability, multiprocessors=gpu.sm_count, stack=stack)
-    state = replay(timeline, allocator)
-    return Estimate(
-        workload=workload,
-        gpu=gpu,
-        trainable_params=timeline.trainable_params if workload.phase == "train" else 0,
-        peak=find_peak(timeline),
-        allocated_peak_bytes=state.allocated_peak_bytes,
-        reserved_peak_bytes=state.reserved_peak_bytes,
-        context_bytes=context_bytes(gpu),
-        times=times_of(timeline, timeline.tape.kernels, gpu),
-    )
+    with no_collector():
+        timeline = lay(workload, compute_capability=gpu.compute_capability, multiprocessors=gpu.sm_count, stack=stack)
+        state, moment = replay(timeline, allocator)
+        return Estimate(
+            workload=workload,
+            gpu=gpu,
+            trainable_params=timeline.trainable_params if workload.phase == "train" else 0,
+            peak=find_peak(timeline, moment),
+            allocated_peak_bytes=state.allocated_peak_bytes,
+            reserved_peak_bytes=state.reserved_peak_bytes,
+            context_bytes=context_bytes(gpu),
+            times=times_of(timeline, timeline.tape.kernels, gpu),
+        )
 
 
 def step_times(workload: Workload, gpu: Gpu, widths: Iterable[int]) -> dict[int, float]:
@@ -103,25 +100,11 @@ def step_times(workload: Workload, gpu: Gpu, widths: Iterable[int]) -> dict[int,
     return found
 
 
-def find_peak(timeline: Timeline) -> Peak:
-    """Walk the timeline once for the highest sum of live bytes after setup, once more for what is live there.
-
-    What building the model takes on the way is no part of the peak: loading a checkpoint takes another way.
-    """
-    sizes, events = rounded_sizes(timeline), timeline.distinct_events()
-    signed = sizes + [-size for size in reversed(sizes)]  # where a free, ~i, finds what i had
-    live = list(accumulate(map(signed.__getitem__, events)))
-    start = next(place for place in range(timeline.setup.last.event, len(events)) if events[place] >= 0)
-    highest = max(live[start:])
-    at = live.index(highest, start)
-    return Peak(
-        live_bytes=highest, phase=_phase(timeline, at), components=_components(timeline, sizes, events[: at + 1])
-    )
-
-
-def rounded_sizes(timeline: Timeline) -> list[int]:
-    """Return the bytes that each storage takes in the allocator's books."""
-    return [-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in timeline.tape.sizes]
+def find_peak(timeline: Timeline, moment: Moment | None = None) -> Peak:
+    """Tell what is live at a timeline's highest moment, and when that is."""
+    moment = moment or highest(timeline)
+    components = _components(timeline, moment.live)
+    return Peak(live_bytes=sum(components.values()), phase=_phase(timeline, moment.event), components=components)
 
 
 def _phase(timeline: Timeline, position: int) -> str:
@@ -136,17 +119,12 @@ def _phase(timeline: Timeline, position: int) -> str:
     raise AssertionError(position)
 
 
-def _components(timeline: Timeline, sizes: Sequence[int], events: Sequence[int]) -> dict[str, int]:
-    """Sum what is live after some events by component, in the order in which components first come up."""
-    live: set[int] = set()
-    for event in events:
-        if event >= 0:
-            live.add(event)
-        else:
-            live.remove(~event)
-    sums = dict.fromkeys(timeline.tape.tags, 0)
-    for index in live:
-        sums[timeline.tape.tags[index]] += sizes[index]
+def _components(timeline: Timeline, live: Iterable[int]) -> dict[str, int]:
+    """Sum what is live by component, in the order in which components first come up."""
+    tags, sizes = timeline.tape.tags, timeline.tape.sizes
+    sums = dict.fromkeys(tags, 0)
+    for storage in live:
+        sums[tags[storage]] += -(-sizes[storage] // BLOCK_BYTES) * BLOCK_BYTES
     return {tag: size for tag, size in sums.items() if size}
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from .errors import UnknownName, Unsupported
 from .reductions import column_sum_bytes
-from .tape import FP32, UINT8, Tensor
+from .tape import FP32, UINT8, Tensor, total_bytes
 
 OPTIMIZERS: dict[str, Optimizer] = {}
 
@@ -67,8 +67,9 @@ class AdamW(Optimizer):
         """Allocate the denominators."""
         for group in _by_dtype(parameters):
             roots = [p.tape.new(p.shape, p.dtype) for p in group]
+            held_bytes = total_bytes(group)
             for passes in ADAMW_PASSES:
-                group[0].tape.launch(passes * sum(p.bytes for p in group))
+                group[0].tape.launch(passes * held_bytes)
             del roots
 
 

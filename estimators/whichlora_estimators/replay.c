@@ -21,8 +21,9 @@ typedef struct {
   int64_t count, room, slack;
 } Pool;
 
+// `highest` is the place of the event, counted over all stretches, after which most bytes are live, rounded to blocks of 512.
 typedef struct {
-  int64_t allocated, allocated_peak, reserved, reserved_peak, inactive_split, requested, segments, mallocs, frees;
+  int64_t allocated, allocated_peak, reserved, reserved_peak, inactive_split, requested, segments, mallocs, frees, highest;
 } Counters;
 
 typedef struct {
@@ -31,6 +32,7 @@ typedef struct {
   Block *spare; // linked by `after`
   void **chunks;
   int64_t chunk_count, next_address;
+  int64_t live, most_live, happened;
 } Allocator;
 
 enum { FINE, OUT_OF_HOST_MEMORY, NOT_LIVE };
@@ -187,27 +189,46 @@ static int64_t split_bytes(const Pool *pool) {
   return sum;
 }
 
+static void count_live(Allocator *all, int64_t bytes) {
+  all->live += bytes;
+  if (bytes > 0 && all->live > all->most_live) {
+    all->most_live = all->live;
+    all->now.highest = all->happened;
+  }
+}
+
 static int run(Allocator *all, Block **live, const int64_t *sizes, const int64_t *event, const int64_t *end) {
-  for (; event < end; event++) {
+  for (; event < end; event++, all->happened++) {
     int64_t storage = *event < 0 ? ~*event : *event;
     if (!sizes[storage]) continue;
     if (*event >= 0) {
       live[storage] = allocate(all, sizes[storage]);
       if (!live[storage]) return OUT_OF_HOST_MEMORY;
+      count_live(all, ROUND_UP(sizes[storage], 512));
     } else {
       if (!live[storage]) return NOT_LIVE;
       if (!release(all, live[storage], sizes[storage])) return OUT_OF_HOST_MEMORY;
       live[storage] = NULL;
+      count_live(all, -ROUND_UP(sizes[storage], 512));
     }
   }
   return FINE;
 }
 
+// Notes which storages are live once the event at a place has happened.
+static void note_live(const int64_t *events, const int64_t (*stretches)[3], int64_t left, int8_t *live) {
+  for (; left >= 0; stretches++) {
+    for (int64_t i = (*stretches)[1]; i < (*stretches)[2] && left-- >= 0; i++)
+      live[events[i] < 0 ? ~events[i] : events[i]] = events[i] >= 0;
+  }
+}
+
 // Replays stretches of events on an empty allocator. `sizes` are the bytes of `count` storages; event i allocates storage i
-// and ~i frees it; a stretch is what to do before, the number of its first event, and that behind its last.
+// and ~i frees it; a stretch is what to do before, the number of its first event, and that behind its last. `live_then` says
+// of each storage whether it is live when most bytes are, and is zero before. Peaks are since they were last reset.
 int replay(const int64_t *sizes, int64_t count, const int64_t *events, const int64_t (*stretches)[3], int64_t stretch_count,
-           Counters *counters) {
-  Allocator all = {.large.slack = MIB, .next_address = 2 * MIB};
+           Counters *counters, int8_t *live_then) {
+  Allocator all = {.large.slack = MIB, .next_address = 2 * MIB, .now.highest = -1};
   Block **live = calloc((size_t)count + 1, sizeof *live);
   int status = live ? FINE : OUT_OF_HOST_MEMORY;
   for (int64_t i = 0; status == FINE && i < stretch_count; i++) {
@@ -217,10 +238,13 @@ int replay(const int64_t *sizes, int64_t count, const int64_t *events, const int
     } else if (stretches[i][0] == RESET_PEAKS) {
       all.now.allocated_peak = all.now.allocated;
       all.now.reserved_peak = all.now.reserved;
+      all.most_live = 0;
+      all.now.highest = -1;
     }
     status = run(&all, live, sizes, events + stretches[i][1], events + stretches[i][2]);
   }
   all.now.inactive_split = split_bytes(&all.small) + split_bytes(&all.large);
+  if (status == FINE) note_live(events, stretches, all.now.highest, live_then);
   *counters = all.now;
   for (int64_t i = 0; i < all.chunk_count; i++) free(all.chunks[i]);
   free(all.chunks), free(all.small.blocks), free(all.large.blocks), free(live);

@@ -7,8 +7,10 @@ the same counters, in more time.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, compress, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     import ctypes
 
     from .timeline import Timeline
+
+#: PyTorch's rounding of every allocation (c10/core/AllocatorConfig.h, kMinBlockSize).
+BLOCK_BYTES = 512
 
 LIBRARY = Path(__file__).parent / "_replay.so"
 _COUNTERS = (
@@ -35,17 +40,49 @@ _NOTHING, _EMPTY_CACHE, _RESET_PEAKS = range(3)
 _OUT_OF_HOST_MEMORY = 1
 
 
-def replay(timeline: Timeline, config: AllocatorConfig | None = None) -> AllocatorState:
-    """Return the counters of an allocator without a limit that all of a timeline has happened on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """When most bytes are live: after which event, counted as they happen from 0, and which storages are."""
+
+    event: int
+    live: Sequence[int]
+
+
+def replay(timeline: Timeline, config: AllocatorConfig | None = None) -> tuple[AllocatorState, Moment]:
+    """Return the counters of an allocator without a limit that all of a timeline has happened on, and its highest moment.
 
     Peaks are from the end of the setup on.
     """
     if (config is None or config == AllocatorConfig()) and _library() is not None:
         return replay_compiled(timeline)
-    return timeline.replay(CachingAllocator(config))
+    return timeline.replay(CachingAllocator(config)), highest(timeline)
 
 
-def replay_compiled(timeline: Timeline) -> AllocatorState:
+def highest(timeline: Timeline) -> Moment:
+    """Walk a timeline for the highest sum of live bytes after its setup.
+
+    What building the model takes on the way is no part of it: loading a checkpoint takes another way.
+    """
+    sizes, events = rounded_sizes(timeline), timeline.distinct_events()
+    signed = sizes + [-size for size in reversed(sizes)]  # where a free, ~i, finds what i had
+    bytes_live = list(accumulate(map(signed.__getitem__, events)))
+    start = next(place for place in range(timeline.setup.last.event, len(events)) if events[place] >= 0)
+    at = bytes_live.index(max(bytes_live[start:]), start)
+    live: set[int] = set()
+    for event in events[: at + 1]:
+        if event >= 0:
+            live.add(event)
+        else:
+            live.remove(~event)
+    return Moment(event=at, live=sorted(live))
+
+
+def rounded_sizes(timeline: Timeline) -> list[int]:
+    """Return the bytes that each storage takes in the allocator's books."""
+    return [-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in timeline.tape.sizes]
+
+
+def replay_compiled(timeline: Timeline) -> tuple[AllocatorState, Moment]:
     """Do `replay` with default settings by compiled code. Raises MemoryError."""
     tape, setup = timeline.tape, timeline.setup.last.event
     cuts = [0, *tape.emptied, setup]
@@ -57,19 +94,22 @@ def replay_compiled(timeline: Timeline) -> AllocatorState:
 
 def replay_stretches(
     sizes_bytes: list[int], events: list[int], stretches: list[tuple[int, int, int]]
-) -> AllocatorState:
+) -> tuple[AllocatorState, Moment]:
     """Replay stretches of events: what to do before (replay.c names it), the first event, and that behind the last."""
     library = _library()
     assert library is not None
-    flat = array("q", [number for stretch in stretches for number in stretch])
-    counters = array("q", [0] * len(_COUNTERS))
-    given = [array("q", sizes_bytes), array("q", events)]
-    sizes, happened, cut, found = (numbers.buffer_info()[0] for numbers in (*given, flat, counters))
-    status = library.replay(sizes, len(sizes_bytes), happened, cut, len(stretches), found)
+    count = len(sizes_bytes)
+    flat = [number for stretch in stretches for number in stretch]
+    given = [array("q", sizes_bytes), array("q", events), array("q", flat), array("q", [0] * (len(_COUNTERS) + 1))]
+    flags = array("b", bytes(count))
+    sizes, happened, cut, found = (numbers.buffer_info()[0] for numbers in given)
+    status = library.replay(sizes, count, happened, cut, len(stretches), found, flags.buffer_info()[0])
     if status:
         raise MemoryError if status == _OUT_OF_HOST_MEMORY else AssertionError("a tensor is freed that is not live")
+    *counters, event = given[-1]
     known = dict(zip(_COUNTERS, counters, strict=True))
-    return AllocatorState(**known, active_bytes=known["allocated_bytes"], retry_count=0, oom_count=0)
+    state = AllocatorState(**known, active_bytes=known["allocated_bytes"], retry_count=0, oom_count=0)
+    return state, Moment(event=event, live=list(compress(range(count), flags)))
 
 
 @cache
@@ -84,5 +124,5 @@ def _library() -> ctypes.CDLL | None:
     except OSError:  # compiled for another machine
         return None
     address, number = ctypes.c_void_p, ctypes.c_int64
-    library.replay.argtypes = [address, number, address, address, number, address]
+    library.replay.argtypes = [address, number, address, address, number, address, address]
     return library

@@ -126,7 +126,9 @@ def lane_times(
     roofline = Roofline(gpu, constants)
     durations = {kernel: roofline.kernel_s(kernel) for kernel in counts}
     lane = list(map(durations.__getitem__, kernels))
-    waits = [number for number, kernel in enumerate(kernels, 1) if kernel.dtype == WAITS]
+    waits: list[int] = []
+    if any(kernel.dtype == WAITS for kernel in counts):
+        waits = [number for number, kernel in enumerate(kernels, 1) if kernel.dtype == WAITS]
     return LaneTimes(
         device_s=sum(lane),
         host_s=len(lane) * launch_s,

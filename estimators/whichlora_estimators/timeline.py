@@ -285,9 +285,9 @@ def _again(tape: Tape, segment: Segment) -> Segment:
     """Lay a segment once more behind everything, without what happens only the first time."""
     first, last = segment.first, segment.last
     events = tape.events[first.event : last.event]
-    places = [place for place, event in enumerate(events, first.event) if event in tape.once]
-    if not places:
+    if tape.once.isdisjoint(events):
         return segment
+    places = [place for place, event in enumerate(events, first.event) if event in tape.once]
     shift = len(tape.events) - first.event
 
     def moved(mark: Mark) -> Mark:

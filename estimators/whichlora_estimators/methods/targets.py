@@ -194,6 +194,8 @@ def save_modules(model: Model, workload: Workload) -> None:
         if not any(_saves(parameter.name, [name]) for parameter in build.parameters) and not _tied_head(model, [name]):
             modules = sorted({parameter.name.rpartition(".")[0] for parameter in build.parameters})
             raise BadValue("the model has no module to save of this name", value=name, todo=f"Known: {modules[-3:]} …")
+    if not names:
+        return
     saved = [parameter for parameter in build.parameters if _saves(parameter.name, names)]
     head = _tied_head(model, names)
     unused = getattr(model, "embed", None) if isinstance(model.prompt, EmbeddedPrompt) else None
