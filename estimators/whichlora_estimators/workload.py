@@ -67,7 +67,6 @@ _OF_PEFT = {
     "encoder_num_layers": "Leave it out: the MLP that encodes virtual tokens has three layers always.",
     "encoder_dropout": "Leave it out: the MLP that encodes virtual tokens has none.",
     "encoder_reparameterization_type": "Leave it out for an MLP; an LSTM is not modelled: rehearse a script.",
-    "layer_replication": "It is not modelled: rehearse a script (whichlora rehearse -- python train.py).",
 }
 
 
@@ -80,8 +79,9 @@ class Workload:
     `padded` says that some of the batch is padding, so that a mask is passed. `targets` are the ends of layers' names, or
     one regular expression for whole names; `rank_pattern` gives layers whose names it matches a rank of their own.
     `exclude_modules` are ends of names that are no targets all the same, or one regular expression for whole names,
-    `layers_to_transform` the numbers of the only layers that have any (empty: all). `trainable_tokens` counts the tokens whose
-    embeddings train, or maps names of embeddings and heads to such counts, where equal ones mean the same tokens;
+    `layers_to_transform` the numbers of the only layers that have any (empty: all). `layer_replication` makes the model anew
+    of ranges of its layers, each the first and the one behind the last, on shared weights. `trainable_tokens` counts the
+    tokens whose embeddings train, or maps names of embeddings and heads to such counts, where equal ones mean the same tokens;
     `ensure_weight_tying` keeps adapters and copies of what shares embeddings shared.
     `num_virtual_tokens` are trained by prompt tuning, prefix tuning and p-tuning, `encoder_hidden_size` is the inner width of
     the MLP that p-tuning and, with `prefix_projection`, prefix tuning put behind them (None: as wide as what goes in).
@@ -111,6 +111,7 @@ class Workload:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     exclude_modules: str | tuple[str, ...] = ()
     layers_to_transform: tuple[int, ...] = ()
+    layer_replication: tuple[tuple[int, int], ...] = ()
     trainable_tokens: int | Mapping[str, int] = 0
     modules_to_save: tuple[str, ...] = ()
     ensure_weight_tying: bool = False
@@ -159,6 +160,7 @@ class Workload:
         else:
             _check_names("exclude_modules", self.exclude_modules)
         _check_layers(self.layers_to_transform)
+        _check_ranges(self.layer_replication)
         _check_tokens(self.trainable_tokens)
         _check_rank_pattern(self.rank_pattern)
         _check_norm(self.clip_grad_norm)
@@ -195,11 +197,22 @@ def workload_from_json(fields: Mapping[str, Any]) -> Workload:
             raise BadValue(f"workload without {key!r}", value=fields.get("id"), todo=f"Add {key!r} to the line.")
     if not isinstance(given["config"], Mapping):
         raise BadValue("config must be an object", value=given["config"], todo="Give the fields of config.json.")
-    for key in ("quantization", "modules_to_save", "rank_pattern", "exclude_modules", "layers_to_transform"):
+    for key in (
+        "quantization",
+        "modules_to_save",
+        "rank_pattern",
+        "exclude_modules",
+        "layers_to_transform",
+        "layer_replication",
+    ):
         if key in given and given[key] is None:
             del given[key]
-    given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    given |= {key: _as_tuple(value) for key, value in given.items() if isinstance(value, list)}
     return Workload(**given)
+
+
+def _as_tuple(value: object) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _check_dropout(rate: object) -> None:
@@ -238,6 +251,15 @@ def _check_layers(numbers: object) -> None:
     if not isinstance(numbers, tuple) or not all(type(each) is int and each >= 0 for each in numbers):
         todo = "Give a list of whole numbers from 0 on, such as [0, 1]."
         raise BadValue("layers_to_transform must be numbers of layers", value=numbers, todo=todo)
+
+
+def _check_ranges(ranges: object) -> None:
+    pairs = ranges if isinstance(ranges, tuple) else (None,)
+    for pair in pairs:
+        counts = isinstance(pair, tuple) and len(pair) == 2 and all(type(each) is int for each in pair)
+        if not counts or not 0 <= pair[0] < pair[1]:
+            todo = "Give pairs of a first layer and the one behind the last, such as [[0, 4], [2, 5]]."
+            raise BadValue("layer_replication must be ranges of layers", value=ranges, todo=todo)
 
 
 def _check_tokens(tokens: object) -> None:

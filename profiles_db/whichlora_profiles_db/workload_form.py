@@ -42,6 +42,7 @@ LATER_FIELDS: dict[str, object] = {
     "rank_pattern": {},
     "exclude_modules": (),
     "layers_to_transform": (),
+    "layer_replication": (),
     "trainable_tokens": 0,
     "modules_to_save": (),
     "ensure_weight_tying": False,
@@ -64,7 +65,11 @@ def workload_to_json(workload: Workload) -> dict[str, Any]:
     """Return every field of `workload` as JSON's types, its config included."""
     fields = {name: getattr(workload, name) for name in _FIELDS}
     kept = {name: value for name, value in fields.items() if name not in LATER_FIELDS or value != LATER_FIELDS[name]}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+    return {name: _as_list(value) for name, value in kept.items()}
+
+
+def _as_list(value: Any) -> Any:
+    return [_as_list(each) for each in value] if isinstance(value, tuple) else value
 
 
 def workload_from_stored(fields: Mapping[str, Any]) -> Workload:

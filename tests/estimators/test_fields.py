@@ -33,6 +33,7 @@ CHANGES: dict[str, tuple[object, dict[str, Any]]] = {
     "rank_pattern": ({"q_proj": 2}, {}),
     "exclude_modules": (("q_proj",), {}),
     "layers_to_transform": ((1,), {"targets": ("q_proj", "v_proj")}),
+    "layer_replication": (((0, 2), (0, 1)), {}),
     "trainable_tokens": (3, {}),
     "modules_to_save": (("lm_head",), {}),
     "ensure_weight_tying": (True, {"config": {**LLAMA, "tie_word_embeddings": True}, "modules_to_save": ("lm_head",)}),
@@ -89,7 +90,7 @@ def test_a_name_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["r", "target_modules", "alpha_pattern", "use_rslora", "layers_pattern", "layer_replication"]
+    "name", ["r", "target_modules", "alpha_pattern", "use_rslora", "layers_pattern", "target_parameters"]
 )
 def test_settings_of_peft_are_told_where_they_belong(name: str) -> None:
     """A setting of PEFT that is no field is refused with what to give in its place."""
@@ -103,6 +104,10 @@ def test_settings_of_peft_are_told_where_they_belong(name: str) -> None:
     [
         ("ia3", {"ensure_weight_tying": True}),
         ("lora", {"trainable_tokens": {"nothing": 3}}),
+        ("vera", {"layer_replication": ((0, 1),)}),
+        ("lora", {"layer_replication": ((0, 3),)}),
+        ("lora", {"layer_replication": ((0, 1),), "modules_to_save": ("mlp",)}),
+        ("lora", {"layer_replication": ((0, 1),), "config": NEOX}),
         ("lora", {"trainable_tokens": 3, "modules_to_save": ("embed_tokens",)}),
         ("ia3", {"rank_pattern": {"q_proj": 2}}),
         ("dora", {"lora_bias": True}),

@@ -32,6 +32,7 @@ WORKLOAD = Workload(
     rank_pattern={"v_proj": 4},
     exclude_modules=("k_proj",),
     layers_to_transform=(0, 2),
+    layer_replication=((0, 2), (1, 3)),
     trainable_tokens=3,
     modules_to_save=("lm_head",),
     ensure_weight_tying=True,

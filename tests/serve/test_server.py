@@ -83,6 +83,8 @@ def test_many_estimates_each_say_what_is_wrong(server: Running) -> None:
         {"model": SMALL, "unknown": 1},
         {"model": SMALL, "targets": "(a+)+$"},
         {"model": SMALL, "rank_pattern": {"(a+)+$": 3}},
+        {"model": SMALL, "exclude_modules": "(a+)+$"},
+        {"model": SMALL, "layer_replication": [[0, 200]] * 8},
         {"model": "x", "config": {"model_type": "llama", "num_hidden_layers": 10**8}},
         {"model": "x", "config": {"model_type": "llama"}},
         {"model": "\ud800"},

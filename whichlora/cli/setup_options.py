@@ -25,6 +25,12 @@ _OPTIONS = (
     click.option("--exclude-pattern", help="Regular expression for whole names, in place of --exclude-modules."),
     click.option("--layers", default="", metavar="N,N…", help="Numbers of the only layers that are adapted: 0,1,2."),
     click.option(
+        "--layer-replication",
+        default="",
+        metavar="N:N,N:N…",
+        help="Make the model anew of ranges of its layers, on shared weights: 0:4,2:5 of 5 makes 7.",
+    ),
+    click.option(
         "--trainable-tokens",
         default="",
         metavar="N|NAME=N…",
@@ -69,6 +75,7 @@ SETUP_NAMES |= {
     "exclude_modules",
     "exclude_pattern",
     "layers",
+    "layer_replication",
     "ensure_weight_tying",
     "trainable_tokens",
     "lora_bias",
@@ -100,6 +107,7 @@ def training_fields(options: dict[str, Any]) -> dict[str, Any]:
     fields["modules_to_save"] = _names(options["modules_to_save"])
     fields["exclude_modules"] = options["exclude_pattern"] or _names(options["exclude_modules"])
     fields["layers_to_transform"] = _numbers(options["layers"])
+    fields["layer_replication"] = tuple(map(_range, _names(options["layer_replication"])))
     fields["trainable_tokens"] = _tokens(options["trainable_tokens"])
     fields["num_virtual_tokens"] = options["virtual_tokens"]
     fields["rank_pattern"] = dict(_ranked(text) for text in options["rank_pattern"])
@@ -123,6 +131,14 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in _names(text))
     except ValueError:
         raise BadValue("--layers needs numbers of layers", value=text, todo="Example: --layers 0,1,2.") from None
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not first.isdigit() or not last.isdigit():
+        todo = "Give each first layer and the one behind the last: --layer-replication 0:4,2:5."
+        raise BadValue("--layer-replication needs ranges of layers", value=text, todo=todo)
+    return int(first), int(last)
 
 
 def _tokens(text: str) -> int | dict[str, int]:

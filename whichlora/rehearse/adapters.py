@@ -54,6 +54,7 @@ def _parts(workload: Workload) -> dict[str, Any]:
         "trainable_token_indices": list(range(tokens))
         if isinstance(tokens, int)
         else {name: list(range(count)) for name, count in tokens.items()},
+        "layer_replication": list(workload.layer_replication),
         "ensure_weight_tying": workload.ensure_weight_tying,
         "lora_bias": workload.lora_bias,
     }

@@ -21,6 +21,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _MOST = {"rank": 8192, "batch_size": 65_536, "accumulation": 65_536}
 _MOST |= {"num_virtual_tokens": 65_536, "encoder_hidden_size": 65_536}
 _MOST_TOKENS = 1 << 22
+Number = Annotated[int, Field(ge=0, le=10_000)]
 Tokens = Annotated[int, Field(ge=0, le=1 << 20)]
 MOST_AT_ONCE = 256
 MOST_MEASUREMENTS = 1000
@@ -43,7 +44,10 @@ _TYPES: dict[str, Any] = {
     "rank_pattern": Annotated[dict[Layer, Annotated[int, Field(ge=1, le=8192)]], Field(max_length=100)],
     "modules_to_save": Annotated[list[Layer], Field(max_length=100)],
     "exclude_modules": Annotated[list[Layer], Field(max_length=100)],
-    "layers_to_transform": Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Field(max_length=1000)],
+    "layers_to_transform": Annotated[list[Number], Field(max_length=1000)],
+    "layer_replication": Annotated[
+        list[Annotated[list[Number], Field(min_length=2, max_length=2)]], Field(max_length=8)
+    ],
     "trainable_tokens": Tokens | Annotated[dict[Layer, Tokens], Field(max_length=100)],
     "dropout": Annotated[float, Field(ge=0, lt=1)],
     "clip_grad_norm": Annotated[float, Field(gt=0, le=1e6)] | None,

@@ -10,7 +10,7 @@ import asyncio
 import json
 import multiprocessing
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -203,6 +203,7 @@ def estimate(fields: dict[str, Any]) -> dict[str, Any]:
     for name in ("targets", "modules_to_save", "exclude_modules", "layers_to_transform"):
         if isinstance(setup.get(name), list):
             setup[name] = tuple(setup[name])
+    setup["layer_replication"] = _ranges(setup.get("layer_replication") or ())
     return answer(predict(make_workload(shape, **setup), gpu, stack=stack))
 
 
@@ -218,6 +219,7 @@ def forecast(fields: dict[str, Any]) -> dict[str, float]:
     for named in (workload.targets, workload.exclude_modules):
         if named != "all-linear" and isinstance(named, str):
             raise BadValue("an expression as names of layers", value=named, todo="Expressions of others are not run.")
+    _ranges(workload.layer_replication)
     found = predict(workload, find_gpu(fields["gpu"]), stack=stack_of(fields["versions"]))
     counters = {"allocated": found.allocated, "reserved": found.reserved, "process": found.process}
     times = {name: span.expected_s for name, span in found.times.items()}
@@ -262,6 +264,17 @@ def explore(fields: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _ranges(pairs: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """Refuse more layers than any model has."""
+    ranges = tuple((first, last) for first, last in pairs)
+    count = sum(last - first for first, last in ranges)
+    if count > MOST_LAYERS:
+        raise BadValue(
+            "layer_replication of more layers than any model has", value=count, todo=f"At most {MOST_LAYERS}."
+        )
+    return ranges
 
 
 def _bounded(config: dict[str, Any]) -> dict[str, Any]:

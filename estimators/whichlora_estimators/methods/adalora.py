@@ -17,6 +17,7 @@ from ..layers import Build, Linear
 from ..tape import FP32, Tensor
 from ..workload import Workload
 from .base import Method, adapter_dtype, method, trained, upcast
+from .replication import replicate_layers
 from .targets import adapted_linears
 from .tying import tied_targets
 
@@ -115,11 +116,12 @@ class AdaLora(Method):
     name = "adalora"
     summary = "LoRA as singular values that training may drop (Zhang et al. 2023); ranks taken to stay"
 
-    has_exclusions = has_layers = has_tokens = has_tying = True
+    has_exclusions = has_layers = has_tokens = has_tying = has_replication = True
     has_adapter_bias = True  # which PEFT takes and makes nothing of
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter, and the loss its penalty."""
+        replicate_layers(model, workload)
         workload, _ = tied_targets(model, workload)  # puts embeddings among them, which are refused
         with upcast(model.build):
             linears = adapted_linears(model, workload, default=TARGETS.get(str(model.config.get("model_type"))))

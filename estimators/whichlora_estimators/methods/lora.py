@@ -17,6 +17,7 @@ from ..tape import FP16, FP32, UINT8, Dtype, Tensor
 from ..workload import Workload
 from .base import Method, adapter_dtype, method, trained, upcast
 from .embeddings import DoraEmbedding, LoraEmbedding
+from .replication import replicate_layers
 from .stacks import LoraStack, lora_targets
 from .targets import adapted_embeddings, rank_of, refuse_bias
 from .tying import shared_factors, tied_targets
@@ -150,6 +151,7 @@ class DoraLinear(LoraLinear):
 
 
 def _adapt(model: Model, workload: Workload, *, freeze_a: bool = False) -> None:
+    replicate_layers(model, workload)
     workload, tie = tied_targets(model, workload)
     linears, stacks = lora_targets(model, workload)
     tables = [*adapted_embeddings(model, workload), *tie.tables]
@@ -172,7 +174,7 @@ class Lora(Method):
 
     name = "lora"
     summary = "low-rank adapters beside frozen linear layers (Hu et al. 2021)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = has_tying = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = has_tying = has_replication = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter."""
@@ -193,7 +195,7 @@ class LoraFa(Method):
 
     name = "lora-fa"
     summary = "LoRA with every A frozen (Zhang et al. 2023)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = has_tying = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = has_tying = has_replication = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter whose A takes no gradient, so that the layer's input is not kept for it."""
@@ -206,10 +208,11 @@ class Dora(Method):
 
     name = "dora"
     summary = "LoRA with a trained magnitude per output (Liu et al. 2024)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_tying = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_tying = has_replication = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target a DoRA adapter."""
+        replicate_layers(model, workload)
         workload, tie = tied_targets(model, workload)
         linears, tables = lora_targets(model, workload)[0], [*adapted_embeddings(model, workload), *tie.tables]
         with upcast(model.build):

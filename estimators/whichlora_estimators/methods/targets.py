@@ -119,7 +119,9 @@ def tells_layers_apart(workload: Workload) -> bool:
         return True
     named = (*workload.rank_pattern, *workload.modules_to_save, *excluded)
     names = (*(targets if isinstance(targets, tuple) else ()), *named)
-    return bool(workload.layers_to_transform) or any("." in name for name in names)
+    if workload.layers_to_transform or workload.layer_replication:
+        return True
+    return any("." in name for name in names)
 
 
 def rank_of(layer: Linear | Embedding, workload: Workload) -> int:
@@ -148,6 +150,7 @@ def check_options(method: Method, workload: Workload) -> None:
         "trainable_tokens": bool(workload.trainable_tokens) and not method.has_tokens,
         "modules_to_save": bool(workload.modules_to_save) and method.trains_base,
         "lora_bias": workload.lora_bias and not method.has_adapter_bias,
+        "layer_replication": bool(workload.layer_replication) and not method.has_replication,
         "ensure_weight_tying": workload.ensure_weight_tying and not method.has_tying,
         "encoder_hidden_size": workload.encoder_hidden_size is not None and not method.has_encoder,
         "prefix_projection": workload.prefix_projection and not method.has_projection,

@@ -83,6 +83,7 @@ PARTS: tuple[dict[str, Any], ...] = (
     {"targets": ("q_proj",), "layers_to_transform": (7,)},
     {"layers_to_transform": (1,)},
     {"targets": ("q_proj",), "trainable_tokens": 3},
+    {"layer_replication": ((0, 2), (1, 2))},
     {"lora_bias": True},
     {"exclude_modules": r".*[02]\..*(q_proj|down_proj)", "targets": "all-linear"},
     {"targets": ("q_proj",), "trainable_tokens": {"embed_tokens": 3, "lm_head": 2}},
