@@ -1,9 +1,10 @@
 """Draw workloads at random over all families, methods and setups, and rehearse each once: the grid that accuracy is told on.
 
-usage: python benchmarks/make_grid.py OUT.jsonl.gz [--lines N] [--parts N] [--seed S] [--jobs J]
+usage: python benchmarks/make_grid.py OUT.jsonl.gz [--lines N] [--parts N] [--odd N] [--seed S] [--jobs J]
 
 `--parts` lines more adapt parts of models that the others leave alone: embeddings, output heads, single tokens, numbered
-layers, all but excluded modules, with ranks above a layer's width among them. Every process is fresh.
+layers, all but excluded modules, with ranks above a layer's width among them. `--odd` lines more are of small models that
+nobody published (odd_shapes.py). Every process is fresh.
 
 Every line is a workload with its `truth`; what the installed libraries refuse or fail on is left out and told on stderr. A
 run that was interrupted goes on where it stopped: lines that OUT has already are not rehearsed again.
@@ -30,6 +31,9 @@ from whichlora_estimators.models import ModelShape, all_models
 from whichlora_estimators.optimizers import OPTIMIZERS
 from whichlora_estimators.workload import workload_from_json
 
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.odd_shapes import draw_odd
+
 #: Models above this are left out where an architecture has smaller ones.
 LARGEST_PARAMETERS = 9e9
 #: Tokens of a batch: as many as keep a rehearsal quick to judge by eye, not a limit of anything.
@@ -43,12 +47,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--lines", type=int, default=600)
     parser.add_argument("--parts", type=int, default=75)
+    parser.add_argument("--odd", type=int, default=0)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     known = read_lines(arguments.out) if arguments.out.exists() else []
     done = {line["id"] for line in known}
-    lines = [*draw(arguments.lines, arguments.seed), *draw_parts(arguments.parts, arguments.seed)]
+    seed = arguments.seed
+    lines = [*draw(arguments.lines, seed), *draw_parts(arguments.parts, seed), *draw_odd(arguments.odd, seed)]
     drawn = [line for line in lines if line["id"] not in done]
     with gzip.open(arguments.out, "at", encoding="utf-8") as out:
         for line, rehearsal in rehearsed(drawn, arguments.jobs):

@@ -12,7 +12,15 @@ from math import ceil
 
 from . import ops, products
 from .errors import Unsupported
-from .stack import BOOL_MASKS, GROUPED_EFFICIENT, GROUPED_SDPA, NO_PACKED_MASK, SEARCHES_PACKED, Stack
+from .stack import (
+    BOOL_MASKS,
+    GROUPED_EFFICIENT,
+    GROUPED_SDPA,
+    NO_PACKED_MASK,
+    NO_PREFILL_MASK,
+    SEARCHES_PACKED,
+    Stack,
+)
 from .tape import BF16, BOOL, FP16, FP32, INT64, Dtype, Kernel, Tensor
 
 #: Attention by the flash-attn library, as a workload names it.
@@ -36,29 +44,52 @@ def search_packed(like: Tensor, batch: int, tokens: int) -> None:
 
 
 def causal_mask(
-    like: Tensor, *, batch: int, queries: int, keys: int, padded: bool, kind: str, needed: bool = False
+    like: Tensor,
+    *,
+    batch: int,
+    queries: int,
+    keys: int,
+    padded: bool,
+    kind: str,
+    needed: bool = False,
+    first: bool = False,
 ) -> Tensor | None:
     """Make the mask that Transformers hands to every layer: none for unpadded sdpa, bool for sdpa, float for eager.
 
-    `needed` says that one is made though all keys are seen; flash attention is told of padding only.
+    `needed` says that one is made though all keys are seen, `first` that the queries are the first of a cache made
+    beforehand; flash attention is told of padding only.
     """
     padded = padded or (needed and _told_by_samples(like, queries))
     if kind == FLASH_ATTENTION_2:
         return _padding(like, batch, keys, padded=padded)
-    if kind == "sdpa" and not padded and not needed and queries in (1, keys):
+    if kind == "sdpa" and not padded and not needed and (queries in (1, keys) or _is_prefill(like, first)):
         return None
     joined = [(True, 1), (False, batch)] if padded else []
     return _mask_of(_joined_flags(like, batch, queries, keys, joined), like, kind)
 
 
+def _is_prefill(like: Tensor, first: bool) -> bool:
+    return first and like.tape.stack.does(NO_PREFILL_MASK)
+
+
 def windowed_mask(
-    like: Tensor, *, batch: int, queries: int, keys: int, window: int, padded: bool, kind: str, needed: bool = False
+    like: Tensor,
+    *,
+    batch: int,
+    queries: int,
+    keys: int,
+    window: int,
+    padded: bool,
+    kind: str,
+    needed: bool = False,
+    first: bool = False,
 ) -> Tensor | None:
     """Make the mask of layers that see `window` tokens: as `causal_mask`, but never none once the keys fill the window."""
     if kind == FLASH_ATTENTION_2:
         return _padding(like, batch, keys, padded=padded)
     padded = padded or (needed and _told_by_samples(like, queries))
-    if kind == "sdpa" and not padded and not needed and queries in (1, keys) and keys < window:
+    seen = queries in (1, keys) or _is_prefill(like, first)
+    if kind == "sdpa" and not padded and not needed and seen and keys < window:
         return None
     joined = [(True, 1), (True, 1)] + ([(False, 1), (False, batch)] if padded else [])
     return _mask_of(_joined_flags(like, batch, queries, keys, joined), like, kind)
@@ -208,7 +239,13 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: fl
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0, causal: bool = True) -> Tensor:
-    """Run the kernel that PyTorch picks, on inputs that autocast may cast first; the caller holds what was cast."""
+    """Run the kernel that PyTorch picks, on inputs that autocast may cast first; the caller holds what was cast.
+
+    What is behind the queries in a cache that is made beforehand is left out, as no mask says that it is unseen.
+    """
+    queries = q.shape[2]
+    if causal and mask is None and 1 < queries < k.shape[2]:
+        k, v = _first_keys(k, queries), _first_keys(v, queries)
     if q.tape.autocast is not None:
         if mask is not None and mask.dtype is not BOOL:
             mask = ops.cast(mask, q.tape.autocast)
@@ -220,6 +257,10 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: floa
     if (q.dtype is BF16 and not ampere) or grouped:
         return math_attention(q, k, v, mask, dropout=dropout)
     return efficient(q, k, v, mask, causal=causal)
+
+
+def _first_keys(x: Tensor, count: int) -> Tensor:
+    return Tensor(x.tape, x.storage, (*x.shape[:2], count, x.shape[3]), x.dtype)
 
 
 #: Cards on whose shared memory flash attention's backward of the widest heads is too large (sdp_utils.cpp, 2.14).

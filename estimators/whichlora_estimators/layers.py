@@ -271,12 +271,52 @@ def _gelu_argument(x: Tensor) -> Tensor:
     return ops.scale(ops.add(x, ops.scale(ops.square(x))))  # cubed really: the same operator with another exponent
 
 
+def _fast_gelu(x: Tensor) -> Tensor:
+    half, scaled = ops.scale(x), ops.scale(x)
+    scaled = ops.mul(scaled, ops.shift(ops.mul(ops.scale(x), x)))
+    return ops.mul(half, ops.shift(ops.activation_of_result(scaled)))
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return ops.mul(x, ops.activation_of_result(ops.scale(x)))
+
+
+def _python_gelu(x: Tensor) -> Tensor:
+    return ops.mul(ops.scale(x), ops.shift(ops.erf(ops.scale(x))))
+
+
+def _clipped_gelu(x: Tensor) -> Tensor:
+    return ops.clip(ops.activation(x))
+
+
+def _squared_relu(x: Tensor) -> Tensor:
+    applied = ops.activation_of_result(x)
+    return ops.square(applied)
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
 #: Activations by the names of Transformers' ACT2FN.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": ops.activation,
-    "gelu_pytorch_tanh": ops.activation,
+    "gelu_10": _clipped_gelu,
+    "gelu_accurate": new_gelu,
+    "gelu_fast": _fast_gelu,
     "gelu_new": new_gelu,
+    "gelu_python": _python_gelu,
+    "gelu_python_tanh": new_gelu,
+    "gelu_pytorch_tanh": ops.activation,
+    "hardswish": ops.activation,
+    "leaky_relu": ops.activation,
+    "linear": _unchanged,
+    "mish": ops.activation,
+    "quick_gelu": _quick_gelu,
     "relu": ops.activation_of_result,
+    "relu2": _squared_relu,
+    "relu6": ops.activation,
+    "sigmoid": ops.activation_of_result,
     "silu": ops.activation,
     "swish": ops.activation,
     "tanh": ops.activation_of_result,

@@ -202,9 +202,9 @@ class Routed:
 
 
 def summed(x: Tensor, tokens: int) -> Tensor:
-    """Sum the K rows of each token: [S, D] to [N, D]; the gradient is written out K times."""
+    """Sum the K rows of each token: [S, D] to [N, D], in fp32 under autocast; the gradient is written out K times."""
     shape = x.shape
-    out = x.tape.new((tokens, shape[1]), x.dtype)
+    out = x.tape.new((tokens, shape[1]), x.dtype if x.tape.autocast is None else FP32)
     x.tape.launch(x.bytes + out.bytes)
     dtype, tape = x.dtype, x.tape
 

@@ -236,6 +236,35 @@ def activation_of_result(x: Tensor) -> Tensor:
     return out
 
 
+def erf(x: Tensor) -> Tensor:
+    """Error function: the input is saved; backward squares, negates, exponentiates and scales it, all of which live on."""
+    out = _like(x)
+
+    def backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+        factors = [_like(x) for _ in range(4)]
+        grad = _pointwise(g, g.shape, g.dtype, g.bytes + x.bytes)
+        del factors
+        return (grad,)
+
+    x.tape.record(out, (x,), (x,), backward)
+    return out
+
+
+def clip(x: Tensor) -> Tensor:
+    """Clip to a range of numbers: the input is saved; backward makes two masks, one into the other, and a zero."""
+    out = _like(x)
+
+    def backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+        masks = [_pointwise(x, x.shape, BOOL, x.bytes) for _ in range(2)]
+        zero = x.tape.new((1,), g.dtype)
+        grad = _like(g)
+        del masks, zero
+        return (grad,)
+
+    x.tape.record(out, (x,), (x,), backward)
+    return out
+
+
 def dropout(x: Tensor, p: float) -> Tensor:
     """Drop with probability `p` while a gradient is recorded: a byte a element of mask is saved; p = 0 is no operator."""
     if p == 0 or not (x.tape.grad_enabled or x.tape.drops):
@@ -340,9 +369,12 @@ def repeat_heads(x: Tensor, times: int) -> Tensor:
 
 
 def softmax(x: Tensor, dtype: Dtype | None = None) -> Tensor:
-    """Softmax over the last dimension in `dtype`; its result is saved. Only from fp16 to fp32 the kernel converts on the way."""
+    """Softmax over the last dimension in `dtype`, under autocast in fp32 unless told; its result is saved.
+
+    Only from fp16 to fp32 the kernel converts on the way.
+    """
     if x.tape.autocast is not None:
-        x = cast(x, FP32)
+        dtype = dtype or FP32
     if dtype is not None and not (x.dtype is FP16 and dtype is FP32):
         x = cast(x, dtype)
     out = _pointwise(x, x.shape, dtype or x.dtype, x.bytes)
@@ -392,6 +424,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 def layer_norm_of_view(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """LayerNorm of a view that is not in memory order: the kernels work on copies of it, and of the gradient."""
+    x = _fp32_under_autocast(x)
     copied = x.tape.new(x.shape, x.dtype)
     out = layer_norm(x, weight, bias)
     del copied
@@ -400,7 +433,7 @@ def layer_norm_of_view(x: Tensor, weight: Tensor | None, bias: Tensor | None) ->
         of_copy = out.node.backward
 
         def backward(g: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
-            copies = [g.tape.new(g.shape, g.dtype) for _ in range(2)]
+            copies = [g.tape.new(g.shape, each.dtype) for each in (saved[0], g) if each.strided]
             grads = of_copy(g, *saved)
             del copies
             return grads
@@ -414,7 +447,8 @@ def single_heads(x: Tensor) -> list[Tensor]:
     batch, heads, tokens, width = shape = x.shape
     outs = [Tensor(x.tape, x.storage, (batch, 1, tokens, width), x.dtype) for _ in range(heads)]
 
-    def backward(grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    def backward(given: list[Tensor | None] | Tensor) -> tuple[Tensor | None, ...]:
+        grads = given if isinstance(given, list) else [given]  # a list only of several
         first = next(g for g in grads if g is not None)
         return (_pointwise(first, shape, first.dtype, first.bytes * heads),)
 

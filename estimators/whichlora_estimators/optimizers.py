@@ -55,7 +55,10 @@ ADAMW_PASSES = (2, 3, 2, 3, 2, 2, 2, 4)
 
 
 class AdamW(Optimizer):
-    """Two moments in the parameter's dtype; the foreach step holds the root of the second one for a whole dtype at a time."""
+    """Two moments in the parameter's dtype; the foreach step makes the roots of the second one for a whole dtype at a time.
+
+    Those of one dtype live until the next one's are there.
+    """
 
     name = "adamw"
 
@@ -65,12 +68,13 @@ class AdamW(Optimizer):
 
     def step(self, parameters: Sequence[Tensor]) -> None:
         """Allocate the denominators."""
+        roots: list[Tensor] = []
         for group in _by_dtype(parameters):
             roots = [p.tape.new(p.shape, p.dtype) for p in group]
             held_bytes = total_bytes(group)
             for passes in ADAMW_PASSES:
                 group[0].tape.launch(passes * held_bytes)
-            del roots
+        del roots
 
 
 class FusedAdamW(Optimizer):
@@ -257,10 +261,11 @@ def _averaged_rows(p: Tensor) -> Tensor:
 
 
 def _by_dtype(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Group as foreach does, in the order of its hash map: what is met first comes last (ForeachUtils.h, torch 2.14)."""
     groups: dict[str, list[Tensor]] = {}
     for p in parameters:
         groups.setdefault(p.dtype.name, []).append(p)
-    return list(groups.values())
+    return list(groups.values())[::-1]
 
 
 def clip(parameters: Sequence[Tensor]) -> None:

@@ -37,6 +37,7 @@ BOOL_MASKS = "sdpa takes masks of booleans"
 DORA_REUSES_RESULT = "DoRA reuses the layer's result"
 GROUPED_SDPA = "sdpa takes shared key-value heads as they are"
 GROUPED_EFFICIENT = "memory-efficient attention takes shared key-value heads"
+NO_PREFILL_MASK = "the prompt gets no mask in an empty static cache"
 NO_PACKED_MASK = "a batch without mask and packing gets no mask"
 SEARCHES_PACKED = "a batch without mask is searched for packing"
 LOGITS_AS_COMPUTED = "logits keep the dtype of the head outside of the loss"
@@ -65,6 +66,12 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
         (2, 14),
         "grouped heads in fp32 run in the memory-efficient kernel; before, the math fallback kept all probabilities",
         "rehearsals with 2.6.0 and 2.14.1; pull request 191085",
+    ),
+    NO_PREFILL_MASK: Behaviour(
+        "transformers",
+        (5, 14),
+        "the first tokens of a static cache are masked by the kernel; before, by a mask over all of the cache",
+        "masking_utils.py of 5.13.0 and 5.14.0",
     ),
     SEARCHES_PACKED: Behaviour(
         "transformers",

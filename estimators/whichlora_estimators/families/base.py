@@ -52,6 +52,11 @@ class Context:
     #: What stands in the place of the tokens' embeddings.
     embeddings: Tensor | None = None
 
+    @property
+    def is_prefill(self) -> bool:
+        """Say whether a cache made beforehand has seen nothing yet."""
+        return self.cache is not None and self.cache.fixed and not self.cache.length
+
     def keys(self, tokens: int, window: int | None = None) -> int:
         """Return how many keys new tokens are compared with, in all layers or in those with a window."""
         return tokens if self.cache is None else self.cache.keys(tokens, window)
@@ -281,6 +286,7 @@ class Decoder(Model):
             padded=context.padded,
             kind=kind,
             needed=packed or (fixed and tokens == 1),
+            first=context.is_prefill,
         )
 
     def backbone(self, ids: Tensor, context: Context) -> Tensor:

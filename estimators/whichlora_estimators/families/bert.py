@@ -45,7 +45,7 @@ class Attention:
         if context.cache is not None:
             k, v = context.cache.update(self.index, k, v)
         if context.attention == "sdpa":
-            return attention.attend(q, k, v, mask, kind="sdpa", dropout=self.dropout)
+            return attention.attend(q, k, v, mask, kind="sdpa", dropout=self.dropout, causal=False)
         return _eager(q, k, v, mask, self.dropout)
 
 

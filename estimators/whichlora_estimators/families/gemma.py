@@ -54,12 +54,18 @@ class Gemma(Llama):
         return build.embedding(self.tokens, self.vocab, self.width, scaled=True)
 
 
+class GemmaMlp(GatedMlp):
+    """That of Gemma 2 and 3, whose activation has another key."""
+
+    act_key = "hidden_activation"
+
+
 class SandwichBlock:
     """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
 
     def __init__(self, c: Config, build: Build, attention: Attention) -> None:
         self.attention = attention
-        self.mlp = GatedMlp(c, build)
+        self.mlp = GemmaMlp(c, build)
         width = c.count("hidden_size")
         self.norm_in = build.parameter("input_layernorm.weight", width)
         self.norm_attended = build.parameter("post_attention_layernorm.weight", width)

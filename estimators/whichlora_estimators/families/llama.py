@@ -68,8 +68,12 @@ class Attention:
 class GatedMlp:
     """down(act(gate(x)) * up(x))."""
 
+    #: The config key of the activation.
+    act_key = "hidden_act"
+
     def __init__(self, c: Config, build: Build, *, name: str = "mlp", inner_key: str = "intermediate_size") -> None:
         width, inner, bias = c.count("hidden_size"), c.count(inner_key), c.flag("mlp_bias")
+        self.act = layers.find_activation(c.get(self.act_key, "silu"))
         self.gate = build.linear(f"{name}.gate_proj", width, inner, bias=bias)
         self.up = build.linear(f"{name}.up_proj", width, inner, bias=bias)
         self.down = build.linear(f"{name}.down_proj", inner, width, bias=bias)
@@ -79,7 +83,7 @@ class GatedMlp:
         return self.down(self._gated(x))
 
     def _gated(self, x: Tensor) -> Tensor:
-        gate = ops.activation(self.gate(x))
+        gate = self.act(self.gate(x))
         return ops.mul(gate, self.up(x))
 
 

@@ -99,6 +99,7 @@ class WindowedDecoder(RotaryDecoder):
             padded=context.padded,
             kind=context.attention,
             needed=packed or (fixed and tokens == 1),
+            first=context.is_prefill,
         )
 
 

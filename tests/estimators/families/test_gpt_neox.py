@@ -29,7 +29,7 @@ def test_parameters_are_those_of_the_real_model() -> None:
 def test_unknown_activation_is_refused() -> None:
     """An activation without a formula is refused, not taken for another one."""
     workload = Workload(
-        model="refused", config={"model_type": "gpt_neox", "num_hidden_layers": 1, "hidden_act": "mish"}
+        model="refused", config={"model_type": "gpt_neox", "num_hidden_layers": 1, "hidden_act": "xielu"}
     )
     with pytest.raises(Unsupported, match="activation"):
         lay(workload)
