@@ -1,6 +1,6 @@
 """A server under load: many readers while packs come in, beside the same server answering a constant.
 
-    python benchmarks/serve_load.py --readers 200 --writers 10 --seconds 60
+    python -m benchmarks.serve_load --readers 200 --writers 10 --seconds 60
 
 Starts `whichlora serve` on this machine's loopback, has readers ask for estimates and writers push packs of their own,
 then the readers alone ask for /health. Prints requests a second and the 95th percentile of both, and the ratios, which
@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.waiting import answers, free_ports, until
 from whichlora.serve.tokens import Role, Tokens, tokens_path
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import Environment, Measurement, write_pack
@@ -144,17 +144,15 @@ def main() -> None:
     parser.add_argument("--writers", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=60.0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-        found.close()
+    with tempfile.TemporaryDirectory() as name:
+        (port,) = free_ports()
         store = Path(name) / "store.duckdb"
         token = Tokens(tokens_path(store)).create(Role.CONTRIBUTOR, "load")
         command = [sys.executable, "-m", "whichlora", "serve", "--db", str(store), "--port", str(port), "--rate", "0"]
         server = subprocess.Popen(command, env=dict(os.environ))
         url = f"http://127.0.0.1:{port}"
         try:
-            _await(url)
+            until(lambda: answers(f"{url}/health"), "the server does not answer")
             real, constant = asyncio.run(load(url, token, options, Path(name)))
             ids = stored(url)
         finally:
@@ -167,17 +165,6 @@ def main() -> None:
         print(error, file=sys.stderr)
     if errors or lost or doubled or set(ids) - set(real.acknowledged):
         sys.exit(1)
-
-
-def _await(url: str) -> None:
-    for _ in range(600):
-        try:
-            httpx.get(f"{url}/health", trust_env=False).raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.1)
-        else:
-            return
-    raise SystemExit("the server does not answer")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-CHROMIUM = shutil.which("chromium")
+from . import programs
+
+CHROMIUM = programs.find("chromium")
 #: Chromium itself asks nobody anything; whatever is asked then, a page asked.
 _QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
 _QUIET += ("--disable-background-networking", "--disable-component-update")

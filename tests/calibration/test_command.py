@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from click.testing import CliRunner, Result
 pytest.importorskip("sklearn")
 
 from benchmarks.shared_lab import RAN, Truth, errors, learnt, run, runs, workload
+from tests.browsing import quiet_page
 from whichlora.cli import main
 from whichlora_calibration import predict
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.workload import Workload, workload_from_json
 from whichlora_profiles_db import Measurement, open_store, workload_id
 
-CHROMIUM = shutil.which("chromium")
 CARDS = ("l4", "rtx-4090")
 SMALL_CARD = "rtx-2060-6gb"
 
@@ -140,32 +139,20 @@ def test_what_cannot_be_done_says_so(arguments: tuple[str, ...], said: str) -> N
     assert said in calibrated("--dry-run", *arguments, code=2).output
 
 
-def test_the_report_shows_what_was_learnt(store: Path) -> None:
-    """One page, with the run that is unlike its repeats named, and without an error in a browser."""
+def test_the_report_shows_what_was_learnt(store: Path, request: pytest.FixtureRequest) -> None:
+    """One page, with the run that is unlike its repeats named; a browser draws its charts without an error."""
     page = store.parent / "page.html"
     calibrated("--dry-run", "--report", page)
     text = page.read_text(encoding="utf-8")
     wild = made()[-1]
     assert "unlike their repeats" in text
     assert wild.id[:12] in text
-    if CHROMIUM is None:
-        pytest.skip("no chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the page")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        shown = browser.new_page()
-        problems: list[str] = []
-        shown.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
-        shown.on("pageerror", lambda error: problems.append(str(error)))
-        shown.goto(page.as_uri(), timeout=90_000)
+    with quiet_page(request.getfixturevalue("browser"), lambda url: url == page.as_uri()) as shown:
+        shown.goto(page.as_uri())
         shown.wait_for_function(
-            "() => [...document.querySelectorAll('.js-plotly-plot')].every((p) => p.querySelector('.main-svg'))",
-            timeout=90_000,
+            "() => [...document.querySelectorAll('.js-plotly-plot')].every((p) => p.querySelector('.main-svg'))"
         )
-        plots = shown.locator(".js-plotly-plot").count()
-        browser.close()
-    assert not problems
-    assert plots >= 5
+        assert shown.locator(".js-plotly-plot").count() >= 5
 
 
 def test_who_has_no_card_predicts_better_after_pull(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.waiting import until
 from whichlora.cli import main
 from whichlora.finetune.recipe import make_recipe
 from whichlora.finetune.run import Options, run
@@ -46,10 +46,9 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(method: str, small_mo
     settings = {"learning_rate": 0.1, "save_steps": 1, "eval_steps": 100}
     plan = make_plan(small_model, tmp_path, methods=[method], finetune=settings)
     process = start(plan, "--on", "cpu", "--offline", "--no-store")
-    checkpoints, deadline = tmp_path / "finetune" / "checkpoints", time.monotonic() + 240
-    while not (checkpoints / "checkpoint-3" / "complete").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
+    third = tmp_path / "finetune" / "checkpoints" / "checkpoint-3" / "complete"
+    until(lambda: third.exists() or process.poll() is not None, "no third checkpoint", seconds=240, pause_s=0.01)
+    assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "finetune" / "result.json").exists()

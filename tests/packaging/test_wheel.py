@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.waiting import answers, free_ports, until
 from tests.browsing import quiet_page
 
 ROOT = Path(__file__).parents[2]
@@ -91,18 +90,12 @@ def served(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (wheel,) = installed.parents[1].glob("whichlora-*.whl")
     pip = [installed / "python", "-m", "pip", "-q", "--disable-pip-version-check", "install"]
     subprocess.run([*pip, f"{wheel}[serve]"], check=True)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    (port,) = free_ports()
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [installed / "whichlora", "serve", "--db", "store.duckdb", "--port", str(port), "--jobs", "1"]
     process = subprocess.Popen(command, cwd=folder, env=environ)
     try:
-        for _ in range(600):
-            with socket.socket() as link:
-                if link.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+        until(lambda: answers(f"http://127.0.0.1:{port}/health"), "the server does not answer")
         yield f"http://127.0.0.1:{port}/"
         process.terminate()
         assert process.wait(60) == 0

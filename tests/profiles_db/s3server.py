@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
+
+from benchmarks.waiting import free_ports, until
 
 BUCKET = "lab"
 
@@ -17,9 +17,7 @@ BUCKET = "lab"
 @contextlib.contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
     """Start a server with one empty bucket; give the variables that a client of it needs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports()
     endpoint = f"http://127.0.0.1:{port}"
     variables = {
         "AWS_ENDPOINT_URL": endpoint,
@@ -35,21 +33,17 @@ def s3_server() -> Iterator[dict[str, str]]:
         env=os.environ | variables,
     )
     try:
-        _make_bucket(endpoint)
+        until(lambda: _made_bucket(endpoint), "the server of S3 does not answer")
         yield variables
     finally:
         server.kill()
         server.wait()
 
 
-def _make_bucket(endpoint: str) -> None:
-    end_s = time.monotonic() + 60
-    while True:
-        request = urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT", data=b"")
-        try:
-            with urllib.request.urlopen(request, timeout=10):
-                return
-        except OSError:
-            if time.monotonic() > end_s:
-                raise
-            time.sleep(0.1)
+def _made_bucket(endpoint: str) -> bool:
+    request = urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT", data=b"")
+    try:
+        with urllib.request.urlopen(request, timeout=10):
+            return True
+    except OSError:
+        return False

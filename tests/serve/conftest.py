@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from benchmarks.waiting import answers, free_ports, until
 
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 
@@ -28,6 +28,10 @@ class Running:
     store: Path
     process: subprocess.Popen[bytes]
 
+    def answers(self) -> bool:
+        assert self.process.poll() is None, "the server ended"
+        return answers(f"{self.url}/health")
+
     def token(self, role: Role = Role.CONTRIBUTOR, label: str = "tester") -> str:
         return Tokens(tokens_path(self.store)).create(role, label)
 
@@ -36,22 +40,15 @@ class Running:
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as found:
-        found.bind((host, 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
 @contextmanager
 def serving(store: Path, *options: str, port: int | None = None) -> Iterator[Running]:
     """Run `whichlora serve` until the block ends; it must then stop by itself on SIGTERM."""
-    port = port or free_port()
+    port = port or free_ports()[0]
     command = [sys.executable, "-m", "whichlora", "serve", "--db", str(store), "--port", str(port), "--jobs", "1"]
     process = subprocess.Popen([*command, "--rate", "0", *options], env={**os.environ}, start_new_session=True)
     try:
         running = Running(f"http://127.0.0.1:{port}", store, process)
-        _await(running)
+        until(running.answers, "the server does not answer")
         yield running
         if process.poll() is None:
             process.terminate()
@@ -60,18 +57,6 @@ def serving(store: Path, *options: str, port: int | None = None) -> Iterator[Run
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def _await(running: Running) -> None:
-    for _ in range(600):
-        assert running.process.poll() is None, "the server ended"
-        try:
-            httpx.get(f"{running.url}/health", trust_env=False).raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError("the server does not answer")
 
 
 @pytest.fixture(scope="session")

@@ -20,15 +20,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from benchmarks.waiting import free_ports, until
+
+from .. import programs
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo", "squeue", "scancel")
-_SYSTEM = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 _CONF = """
 ClusterName=whichlora
 SlurmctldHost={host}(127.0.0.1)
@@ -83,13 +85,13 @@ class Slurm:
 
 def missing() -> list[str]:
     """Return the programs that a Slurm needs and this machine lacks."""
-    return [name for name in PROGRAMS if shutil.which(name, path=_SYSTEM) is None]
+    return [name for name in PROGRAMS if programs.find(name) is None]
 
 
 @contextlib.contextmanager
 def running(folder: Path, *, cores: int = 4) -> Iterator[Slurm]:
     """Start a Slurm in an empty folder, and end it and all of its jobs afterwards."""
-    variables = os.environ | {"PATH": _SYSTEM, "SLURM_CONF": str(folder / "slurm.conf")}
+    variables = os.environ | {"PATH": programs.PATH, "SLURM_CONF": str(folder / "slurm.conf")}
     slurm = Slurm(folder=folder, environment=variables)
     _write_settings(folder, cores)
     with contextlib.ExitStack() as stack:
@@ -98,12 +100,7 @@ def running(folder: Path, *, cores: int = 4) -> Iterator[Slurm]:
             if command[0] == "munged":
                 _wait(lambda: (folder / "munge.socket").exists(), slurm)
             if command[0] == "slurmctld":
-                _wait(
-                    lambda: (
-                        "Slurmctld" in _said(slurm, "scontrol", "ping") and "UP" in _said(slurm, "scontrol", "ping")
-                    ),
-                    slurm,
-                )
+                _wait(lambda: "is UP" in _said(slurm, "scontrol", "ping"), slurm)
         _wait(lambda: _said(slurm, "sinfo", "--noheader", "--format=%t") == "idle", slurm)
         stack.callback(_end_jobs, slurm)
         yield slurm
@@ -127,7 +124,7 @@ def slurm() -> Iterator[Slurm]:
 def _write_settings(folder: Path, cores: int) -> None:
     for name in ("state", "spool"):
         (folder / name).mkdir()
-    controller_port, node_port = _free_ports()
+    controller_port, node_port = free_ports(2)
     settings = _CONF.format(
         folder=folder,
         host=socket.gethostname().split(".")[0],
@@ -144,13 +141,6 @@ def _write_settings(folder: Path, cores: int) -> None:
     key.write_bytes(secrets.token_bytes(128))
 
 
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
-
-
 def _munged(folder: Path) -> list[str]:
     files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log"}
     files["seed-file"] = "munged.seed"
@@ -160,7 +150,7 @@ def _munged(folder: Path) -> list[str]:
 @contextlib.contextmanager
 def _daemon(command: list[str], slurm: Slurm) -> Iterator[None]:
     with (slurm.folder / f"{command[0]}.out").open("w", encoding="utf-8") as output:
-        program = shutil.which(command[0], path=_SYSTEM)
+        program = programs.find(command[0])
         assert program
         started = subprocess.Popen(
             [program, *command[1:]], env=slurm.environment, stdout=output, stderr=output, start_new_session=True
@@ -188,12 +178,9 @@ def _said(slurm: Slurm, *command: str) -> str:
 
 
 def _wait(ready: Callable[[], bool], slurm: Slurm, *, seconds: float = 30) -> None:
-    end_s = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > end_s:
-            logs = [
-                f"{path.name}:\n{path.read_text(errors='replace')[-2000:]}"
-                for path in slurm.folder.glob("*.[lo][ou][gt]")
-            ]
-            raise RuntimeError("Slurm did not come up\n" + "\n".join(logs))
-        time.sleep(0.1)
+    def said() -> str:
+        logs = slurm.folder.glob("*.[lo][ou][gt]")
+        texts = [f"{path.name}:\n{path.read_text(errors='replace')[-2000:]}" for path in logs]
+        return "\n".join(["Slurm did not come up", *texts])
+
+    until(ready, said, seconds=seconds)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+
+from benchmarks.waiting import until
 
 from .cluster import Slurm, slurm
 
@@ -15,8 +16,5 @@ def test_a_job_runs_on_the_card_that_it_asks_for(slurm: Slurm, tmp_path: Path) -
     assert slurm.run("sinfo", "--noheader", "--format=%G") == "gpu:a100:1,gpu:rtx4090:1"
     output = tmp_path / "output"
     job = slurm.run("sbatch", "--parsable", "--gres=gpu:rtx4090:1", f"--output={output}", "--wrap=echo $SLURM_JOB_GPUS")
-    end_s = time.monotonic() + 30
-    while slurm.states()[job] != "COMPLETED":
-        assert time.monotonic() < end_s, slurm.states()
-        time.sleep(0.1)
+    until(lambda: slurm.states()[job] == "COMPLETED", slurm.states, seconds=30)
     assert output.read_text(encoding="utf-8").strip() == "1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from benchmarks.waiting import until
 from whichlora.cli import main
 
 from ..finetune.conftest import UNITS, _own_folders, small_model
@@ -59,11 +59,10 @@ def submit(config: Path, out: Path, *more: str) -> dict[str, str]:
 
 
 def wait(ready: Callable[[], bool], logs: Path, *, seconds: float = 280) -> None:
-    end_s = time.monotonic() + seconds
-    while not ready():
-        texts = [f"{path}:\n{path.read_text(errors='replace')[-1500:]}" for path in logs.rglob("*.out")]
-        assert time.monotonic() < end_s, "\n".join(texts)
-        time.sleep(0.05)
+    def said() -> str:
+        return "\n".join(f"{path}:\n{path.read_text(errors='replace')[-1500:]}" for path in logs.rglob("*.out"))
+
+    until(ready, said, seconds=seconds)
 
 
 def ended(slurm: Slurm, job: str) -> bool:
