@@ -17,17 +17,19 @@ from typing import Any
 
 from benchmarks import unseen_times
 from whichlora_calibration.calibrate import Calibration, calibrate, summary_to_json
-from whichlora_calibration.cases import TARGETS, cases_of
-from whichlora_calibration.correction import correction_to_json
+from whichlora_calibration.cases import MEMORY, NAMES, cases_of
+from whichlora_calibration.correction import PHASE_NAMES, Score, correction_to_json
 from whichlora_calibration.forecasts import Forecasts
-from whichlora_calibration.scores import FEWEST_GROUPS
+from whichlora_calibration.modes import FEWEST_GROUPS
+from whichlora_calibration.scores import covered
 from whichlora_profiles_db import published
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "calibration/whichlora_calibration/data/correction.json"
 PAGE = ROOT / "docs/calibration.md"
 BEGIN, END = "<!-- scores: written by benchmarks/make_correction.py -->", "<!-- end of scores -->"
-_NAMES = {"step": "training step", "prefill": "prefill", "decode": "decoded token"}
+_YES: dict[Any, str] = {True: "yes", False: "no"}
+_GROUPS = {"model": "model", "gpu": "card", "source": "source"}
 
 
 def main() -> None:
@@ -56,13 +58,12 @@ def scores_page(found: Calibration) -> str:
     """Lay out the held-out scores as Markdown."""
     lines = [*_pooled(found), ""]
     lines += [
-        "| what | held out | groups | cells | formula | corrected | gain (middle 90%) | in 90% interval | applied |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| what | held out | groups | cells | formula | corrected | gain (middle 90%) | 90% interval | within it | applied |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for target in TARGETS:
-        if target in found.targets:
-            lines += _lines(target, found.targets[target].correction.scores)
+    lines += [_line(score) for score in found.correction.scores()]
     lines += ["", *_too_few(found)]
+    lines += ["", *_by_card(found)]
     false = found.correction.false_fits
     if false:
         lines += ["", _false_fits(false)]
@@ -76,9 +77,10 @@ def _pooled(found: Calibration) -> list[str]:
         "| as predicted | held out | groups | formula | corrected where applied | gain (middle 90%) | in 90% interval |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for kind in ("memory", "time"):
+    phases = {f"memory, {PHASE_NAMES[phase]}": part for phase, part in summary["memory"]["phases"].items()}
+    for kind, scores in {"memory": summary["memory"], **phases, "time": summary["time"]}.items():
         for label, held in (("leave_one_model_out", "model"), ("leave_one_card_out", "card")):
-            part = summary[kind][label]
+            part = scores[label]
             median = " | ".join(f"{part[which]['median_abs_error']:.2%}" for which in ("formula", "corrected"))
             lines.append(
                 f"| {kind} | {held} | {part['groups']} | {median} | {_gain(part)} | {_inside(part['coverage_90'])} |"
@@ -96,26 +98,34 @@ def _inside(share: float | None) -> str:
 
 def _too_few(found: Calibration) -> list[str]:
     few = [
-        f"{_NAMES.get(name, f'{name} bytes')} ({scores[group]['groups']} {label})"
-        for name, scores in ((name, part.correction.scores) for name, part in found.targets.items())
-        for group, label in (("model", "models"), ("gpu", "cards"))
-        if scores[group]["groups"] < FEWEST_GROUPS
+        f"{score.what} ({score.errors['groups']} {_GROUPS[score.group]}s)"
+        for score in found.correction.scores()
+        if score.group != "source" and score.errors["groups"] < FEWEST_GROUPS and not score.errors["applied"]
     ]
     return [f"Too few groups to hold out, so nothing is applied: {', '.join(few)}."] if few else []
 
 
-def _lines(target: str, scores: Any) -> list[str]:
-    lines = []
-    for group, label in (("model", "model"), ("gpu", "card"), ("source", "source")):
-        part = scores[group]
-        inside = _inside(part.get("coverage"))
-        applied = {True: "yes", False: "no"}.get(part.get("applied"), "-")
-        errors = " | ".join(f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected"))
-        name = _NAMES.get(target, f"{target} bytes")
-        lines.append(
-            f"| {name} | {label} | {part['groups']} | {part['cells']} | {errors} | {_gain(part)} | {inside} | {applied} |"
-        )
-    return lines
+def _by_card(found: Calibration) -> list[str]:
+    """Say how intervals of bytes do that were made without a chip, where there are too few chips for a share to be told."""
+    told = []
+    for target in MEMORY:
+        scores = found.targets[target]
+        held = [each for each in scores.held["chip"] if not each.case.out_of_memory]
+        for gpu, phase in sorted({(each.case.gpu, each.case.phase) for each in held}):
+            own = [each for each in held if (each.case.gpu, each.case.phase) == (gpu, phase)]
+            share = covered(own, [scores.ruled(each).inside(each) for each in own])
+            count = len({each.case.cell for each in own})
+            told.append(f"{NAMES[target]} of {PHASE_NAMES[phase]} on {gpu} {_inside(share)} of {count} cells")
+    note = "Too few cards have bytes for a share to mean much; intervals made without a card's chip would have held"
+    return [f"{note}: {'; '.join(told)}."]
+
+
+def _line(score: Score) -> str:
+    part = score.errors
+    applied = _YES.get(part.get("applied"), "-")
+    errors = " | ".join(f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected"))
+    told = f"{_gain(part)} | {score.interval} | {_inside(part.get('coverage'))} | {applied}"
+    return f"| {score.what} | {_GROUPS[score.group]} | {part['groups']} | {part['cells']} | {errors} | {told} |"
 
 
 def _false_fits(false: Any) -> str:

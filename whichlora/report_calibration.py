@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from whichlora_calibration.calibrate import GROUP_OF, Calibration, TargetScores
-from whichlora_calibration.cases import MEMORY, Case, Compared, Left
-from whichlora_calibration.correction import KNOWN_CARD, NEW_CARD
+from whichlora_calibration.cases import MEMORY, NAMES, Case, Compared, Left
+from whichlora_calibration.correction import KNOWN_CARD
 from whichlora_calibration.fit import candidates, held_out, weighted_quantile
-from whichlora_calibration.scores import FEWEST_GROUPS, WINS, Held
+from whichlora_calibration.modes import FEWEST_GROUPS
+from whichlora_calibration.scores import WINS, Held
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.files import write_whole
 from whichlora_estimators.units import format_bytes, format_seconds
@@ -24,6 +25,8 @@ from .report_tables import lines_table
 #: Held-out errors this many times beyond the interval's end look wrong.
 SUSPICIOUS = 2.0
 SUSPECTS = 40
+#: Whether something is applied; `-` for what is not decided.
+_YES: dict[Any, str] = {True: "yes", False: "no"}
 #: Shares of the cells that the learning curve is drawn for.
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 
@@ -56,7 +59,7 @@ def _parts(found: Calibration, compared: Compared) -> Iterator[str]:
         yield section(_title(name), *_figures(name, scores))
     yield section("Learning curve", *_learning(found, compared.cases))
     suspects = list(_suspects(found))
-    note = f"Held out, these missed the interval's end by more than {SUSPICIOUS:g} times its width."
+    note = f"Held out, these missed the end of the interval, made without them, by more than {SUSPICIOUS:g} times its width."
     yield section("Runs that look wrong", paragraph(note if suspects else "None."), _suspect_table(suspects))
     if compared.odd:
         note = (
@@ -73,30 +76,29 @@ def _reasons(runs: Sequence[Left]) -> str:
 
 
 def _title(target: str) -> str:
-    names = {"step": "Training step", "prefill": "Prefill", "decode": "Decoded token"}
-    return names.get(target, f"{target.capitalize()} bytes")
+    return NAMES[target].capitalize()
 
 
 def _scores(found: Calibration) -> str:
     lines = []
-    for name, scores in found.targets.items():
-        for group, label in (("model", "model"), ("gpu", "card"), ("source", "source")):
-            part = scores.correction.scores[group]
-            shown = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
-            gain = f"{part['gain']:+.1%} ({part['gain_low']:+.1%} to {part['gain_high']:+.1%})"
-            inside = "-" if part.get("coverage") is None else f"{part['coverage']:.0%}"
-            applied = {True: "yes", False: "no"}.get(part.get("applied"), "-")
-            cells = [
-                escape(_title(name)),
-                label,
-                str(part["groups"]),
-                str(part["cells"]),
-                *shown,
-                gain,
-                inside,
-                applied,
-            ]
-            lines.append((cells, ""))
+    for score in found.correction.scores():
+        part = score.errors
+        shown = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
+        gain = f"{part['gain']:+.1%} ({part['gain_low']:+.1%} to {part['gain_high']:+.1%})"
+        inside = "-" if part.get("coverage") is None else f"{part['coverage']:.0%}"
+        applied = _YES.get(part.get("applied"), "-")
+        cells = [
+            escape(score.what.capitalize()),
+            {"gpu": "card"}.get(score.group, score.group),
+            str(part["groups"]),
+            str(part["cells"]),
+            *shown,
+            gain,
+            escape(score.interval),
+            inside,
+            applied,
+        ]
+        lines.append((cells, ""))
     headers = (
         "what",
         "held out",
@@ -105,10 +107,11 @@ def _scores(found: Calibration) -> str:
         "formula",
         "corrected",
         "gain, middle 90%",
-        "in interval",
+        "interval",
+        "within it",
         "applied",
     )
-    return lines_table(headers, lines, right=range(2, 8), wide=6)
+    return lines_table(headers, lines, right=range(2, 9), wide=6)
 
 
 def _figures(name: str, scores: TargetScores) -> Iterator[str]:
@@ -201,7 +204,7 @@ def _learning(found: Calibration, cases: Sequence[Case]) -> Iterator[str]:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": _title(name) + ("" if scores.correction.modes[KNOWN_CARD].applied else " (not applied)"),
+                "name": _title(name) + ("" if _applied(scores) else " (not applied)"),
                 "x": [count for count, _ in points],
                 "y": [100 * error for _, error in points],
                 "line": {"color": colour},
@@ -212,6 +215,10 @@ def _learning(found: Calibration, cases: Sequence[Case]) -> Iterator[str]:
     layout["yaxis"] |= titled("median error with the model held out, card known, %") | {"rangemode": "tozero"}
     text = "Learnt from ever more of the runs, whole cells at a time."
     yield chart("learning", "error against number of runs", text, {"data": data, "layout": layout})
+
+
+def _applied(scores: TargetScores) -> bool:
+    return any(cards[KNOWN_CARD].applied for cards in scores.correction.modes.values())
 
 
 def _some(cases: Sequence[Case], share: float) -> list[Case]:
@@ -239,11 +246,10 @@ def _suspects(found: Calibration) -> Iterator[tuple[float, float, Held]]:
     wrong = []
     for scores in found.targets.values():
         for each in scores.held["model"]:
-            mode = scores.correction.modes[KNOWN_CARD if each.known else NEW_CARD]
-            if mode.low == mode.high or each.case.out_of_memory:
+            bounds = scores.ruled(each).bounds(each)
+            if bounds is None or bounds[0] == bounds[1] or each.case.out_of_memory:
                 continue  # nothing is known of how far such a number may be off
-            low, high = math.log(mode.low), math.log(mode.high)
-            learnt = each.correction if mode.applied else 0.0
+            (low, high), learnt = bounds, each.correction if scores.applied(each) else 0.0
             error = each.case.log_ratio - learnt
             beyond = max(low - error, error - high) / (high - low)
             if beyond > SUSPICIOUS:

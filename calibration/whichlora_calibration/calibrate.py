@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from .cases import MEMORY, TARGETS, TIMES, Case, Left, hash_of
-from .correction import KNOWN_CARD, NEW_CARD, Correction, Mode, TargetCorrection
+from .cases import MEMORY, PHASES, TARGETS, TIMES, Case, Left, hash_of
+from .correction import KNOWN_CARD, NEW_CARD, SCHEMA, Correction, TargetCorrection
 from .fit import NOTHING, Fitted, candidates, choose, fit
 from .forecasts import formula_hash, unseen_times
-from .scores import (
-    UNKNOWN,
-    Bounded,
-    Held,
-    covered,
-    errors,
-    for_known_cards,
-    for_new_cards,
-    gain,
-    hold_out,
-    plain_mode,
-    summary,
-)
+from .modes import FEWEST_TOLD, Decided, Spans, for_known_cards, for_new_cards, formula_spans
+from .scores import Held, covered, errors, gain, hold_out, summary
 
 COVERAGE = 0.9
 #: Cells below which a target is left to the formula.
@@ -39,21 +28,33 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetScores:
-    """All held-out predictions of a target, by the group that was held out, and what was chosen in the end.
+    """All held-out predictions of a target, by the group that was held out, and what was decided on them in the end.
 
-    `inside` says of those with models and with chips held out, in the same order, whether the measured value lay in an
-    interval that was made without the group; None where that cannot be told. `plain` bounds the formula's own errors.
+    `decided` is how it is predicted on known and on new cards.
     """
 
     target: str
     held: Mapping[str, Sequence[Held]]
-    inside: Mapping[str, Sequence[bool | None]]
+    decided: Mapping[str, Decided]
     correction: TargetCorrection
-    plain: Mode | None
+
+    def ruled(self, each: Held) -> Decided:
+        """Return how a held-out prediction would have been given out."""
+        return self.decided[KNOWN_CARD if each.known else NEW_CARD]
 
     def applied(self, each: Held) -> bool:
         """Return whether a held-out prediction would have been given out corrected."""
-        return self.correction.modes[KNOWN_CARD if each.known else NEW_CARD].applied
+        return self.ruled(each).modes[each.case.phase].applied
+
+    def inside(self, group: str) -> list[bool | None]:
+        """Return which intervals, made without this group of theirs, hold what was measured; None: unknown."""
+        held = self.held[group]
+        exact = [each.case for each in held if not each.case.out_of_memory]
+        groups = {
+            phase: {getattr(case, group) for case in exact if case.phase == phase} for phase in PHASES[self.target]
+        }
+        told = {phase for phase, names in groups.items() if len(names) >= FEWEST_TOLD}
+        return [self.ruled(each).inside(each) if each.case.phase in told else None for each in held]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +86,17 @@ def calibrate(
         if len({case.cell for case in some if not case.out_of_memory}) >= FEWEST_CELLS:
             report(f"fitting {target}: {sum(case.runs for case in some)} runs")
             held[target] = hold_out(target, some)
-    scored: dict[str, TargetScores] = {}
+    formula = formula_spans({target: some["model"] for target, some in held.items()}, coverage)
+    new: dict[str, Decided] = {}
     for kind in (MEMORY, TIMES):
-        new = for_new_cards({target: held[target]["chip"] for target in kind if target in held}, coverage)
-        for target, bounded in new.items():
-            scored[target] = _score(target, own[target], held[target], bounded, coverage, scored.get("allocated"))
+        new |= for_new_cards({target: held[target]["chip"] for target in kind if target in held}, formula, coverage)
+    scored = {
+        target: _score(target, own[target], some, new[target], formula[target], coverage)
+        for target, some in held.items()
+    }
     rows = hash_of(case.measurement_id for case in cases) if rows is None else rows
     correction = Correction(
-        version=hash_of([rows, formula_hash(), str(coverage), str(unseen_times())])[:16],
+        version=hash_of([rows, formula_hash(), str(coverage), str(unseen_times()), str(SCHEMA)])[:16],
         replaces=replaces,
         made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         whichlora=whichlora,
@@ -118,23 +122,15 @@ def _score(
     target: str,
     cases: Sequence[Case],
     held: Mapping[str, Sequence[Held]],
-    new: Bounded,
+    new: Decided,
+    formula: Spans | None,
     coverage: float,
-    allocated: TargetScores | None,
 ) -> TargetScores:
-    """Decide for cards that were measured, fit what is applied to the formula as it is, and sum up.
-
-    Where groups were too few, the formula's interval is joined to that of its errors with other models, and where
-    those are too few as well, to that of allocated bytes, of which the other bytes are made.
-    """
-    known, plain = for_known_cards(held["model"], coverage), plain_mode(held["model"], coverage)
-    borrowed = plain or (allocated.plain if allocated is not None and target in MEMORY else None) or UNKNOWN
-    modes = {
-        name: replace(borrowed, joined=True) if found.mode.joined else found.mode
-        for name, found in ((KNOWN_CARD, known), (NEW_CARD, new))
-    }
+    """Decide for cards that were measured, fit what is applied to the formula as it is, and sum up."""
+    known = for_known_cards(target, held["model"], formula, coverage)
+    modes = {phase: {KNOWN_CARD: known.modes[phase], NEW_CARD: new.modes[phase]} for phase in PHASES[target]}
     fitted = NOTHING
-    if any(mode.applied for mode in modes.values()):
+    if any(mode.applied for cards in modes.values() for mode in cards.values()):
         fitted = fit(cases, choose([case.as_unseen() for case in cases], candidates(target)))
     correction = TargetCorrection(
         intercept=fitted.intercept,
@@ -144,8 +140,7 @@ def _score(
         modes=modes,
         scores={"model": known.summary, "gpu": new.summary, "source": summary("source", held["source"])},
     )
-    inside = {"model": known.inside, "chip": new.inside}
-    return TargetScores(target=target, held=held, inside=inside, correction=correction, plain=plain)
+    return TargetScores(target=target, held=held, decided={KNOWN_CARD: known, NEW_CARD: new}, correction=correction)
 
 
 def _offsets(cases: Sequence[Case], fitted: Fitted) -> dict[str, float]:
@@ -157,12 +152,11 @@ def _false_fits(scores: TargetScores | None) -> dict[str, float]:
     """Return how often a held-out case was said to fit and did not: of all cases, of those that did not fit."""
     if scores is None:
         return {}
-    modes = scores.correction.modes
     said = wrong = unfit = total = 0.0
     for each in scores.held["model"]:
-        case, mode = each.case, modes[KNOWN_CARD if each.known else NEW_CARD]
-        correction = each.correction if mode.applied else 0.0
-        most = case.predicted * math.exp(correction) * mode.high
+        case, bounds = each.case, scores.ruled(each).bounds(each) or each.case.own
+        correction = each.correction if scores.applied(each) else 0.0
+        most = case.predicted * math.exp(correction + bounds[1])
         fitted = not case.out_of_memory and case.measured <= case.card_bytes
         fits = most <= case.card_bytes
         total += case.weight
@@ -176,23 +170,36 @@ def _false_fits(scores: TargetScores | None) -> dict[str, float]:
 
 
 def summary_to_json(found: Calibration) -> dict[str, Any]:
-    """Return the scores of memory and of time, each pooled over its targets, then by target."""
+    """Return the scores of memory and of time, each pooled over its targets, memory by phase too, then by target."""
     return {
         "version": found.correction.version,
         "rows": found.correction.rows,
         "replaces": found.correction.replaces,
-        "memory": {**_pooled(found, MEMORY), "false_fits": found.correction.false_fits.get("rate")},
+        "memory": {
+            **_pooled(found, MEMORY),
+            "phases": {phase: _pooled(found, MEMORY, phase) for phase in PHASES["allocated"]},
+            "false_fits": found.correction.false_fits.get("rate"),
+        },
         "time": _pooled(found, TIMES),
         "targets": {name: scores.correction.scores for name, scores in found.targets.items()},
+        "intervals": {name: _intervals(scores.correction) for name, scores in found.targets.items()},
         "left_out": len(found.left),
     }
 
 
-def _pooled(found: Calibration, names: Sequence[str]) -> dict[str, Any]:
+def _intervals(correction: TargetCorrection) -> dict[str, Any]:
+    """Return where measured over predicted lies, by phase and by whether the card is known."""
+    return {
+        phase: {card: {"low": mode.low, "high": mode.high, "joined": mode.joined} for card, mode in cards.items()}
+        for phase, cards in correction.modes.items()
+    }
+
+
+def _pooled(found: Calibration, names: Sequence[str], phase: str | None = None) -> dict[str, Any]:
     """Pool targets: errors as predictions are made, so that what is not applied counts as the formula."""
     pooled: dict[str, Any] = {}
     for label, mode in (("leave_one_model_out", KNOWN_CARD), ("leave_one_card_out", NEW_CARD)):
-        told = list(_told(found, names, GROUP_OF[mode]))
+        told = [each for each in _told(found, names, GROUP_OF[mode]) if phase in (None, each[0].case.phase)]
         held, after = [each for each, _, _ in told], [error for _, error, _ in told]
         pooled[label] = {
             "cases": len(held),
@@ -212,6 +219,6 @@ def _told(found: Calibration, names: Sequence[str], group: str) -> Iterator[tupl
         scores = found.targets.get(name)
         if scores is None:
             continue
-        for each, here in zip(scores.held[group], scores.inside[group], strict=True):
+        for each, here in zip(scores.held[group], scores.inside(group), strict=True):
             if not each.case.out_of_memory:
                 yield each, each.error(applied=scores.applied(each)), here

@@ -19,10 +19,24 @@ from whichlora_estimators.gpus import find_gpu
 from whichlora_profiles_db import Measurement, published_facts
 
 from .forecasts import Forecast, Forecasts, time_features, unseen_times
+from .formula_ranges import Bounds, own_bounds
 
 MEMORY = ("allocated", "reserved", "process")
 TIMES = ("step", "prefill", "decode")
 TARGETS = (*MEMORY, *TIMES)
+#: In which phases a target is met.
+PHASES = {
+    **dict.fromkeys(MEMORY, ("train", "generate")),
+    "step": ("train",),
+    **dict.fromkeys(("prefill", "decode"), ("generate",)),
+}
+#: What people call them.
+NAMES = {
+    **{name: f"{name} bytes" for name in MEMORY},
+    "step": "training step",
+    "prefill": "prefill",
+    "decode": "decoded token",
+}
 
 #: Of a published measurement, what each target needs to be trusted for.
 _TRUST = {**dict.fromkeys(MEMORY, "memory"), **dict.fromkeys(TIMES, "time")}
@@ -45,11 +59,13 @@ class Case:
     what corrections may hang on, by name. Cases of one `cell`, a workload on a card, weigh as one together. `model` is
     its name without whose copy of it was used: copies are no other models. Cards of one `chip` are held out together.
     `unseen` is what the formula would say had it seen no run of this chip; None where it has seen none of this run's
-    kind anyway. A case may stand for several `runs`.
+    kind anyway. `own` is the formula's own interval, in logarithms of what is predicted. A case may stand for several
+    `runs`.
     """
 
     measurement_id: str
     target: str
+    phase: str
     measured: float
     predicted: float
     out_of_memory: bool
@@ -64,6 +80,7 @@ class Case:
     runs: int = 1
     chip: str = ""
     unseen: float | None = None
+    own: Bounds = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chip", self.chip or self.gpu)
@@ -185,23 +202,25 @@ def _compare(measurement: Measurement, id_: str, forecasts: Forecasts, kinds: di
 
 
 def _case(measurement: Measurement, id_: str, forecast: Forecast, target: str, cell: str, card_bytes: int) -> Case:
-    environment, predicted = measurement.environment, forecast.predicted[target]
+    environment, workload, predicted = measurement.environment, measurement.workload, forecast.predicted[target]
     gpu = find_gpu(environment.gpu or "")
     return Case(
         measurement_id="",
         target=target,
+        phase=workload.phase,
         measured=predicted,
         predicted=predicted,
         out_of_memory=measurement.outcome == "oom",
         card_bytes=card_bytes,
-        features=forecast.features if target in MEMORY else time_features(measurement.workload, predicted),
-        model=measurement.workload.model.rstrip("/").rpartition("/")[2].lower(),
+        features=forecast.features if target in MEMORY else time_features(workload, predicted),
+        model=workload.model.rstrip("/").rpartition("/")[2].lower(),
         gpu=environment.gpu or "",
         stack=stack_label(environment.versions),
         source=_source(measurement),
         cell=cell,
         chip=f"{gpu.compute_capability} {gpu.sm_count}",
         unseen=unseen_times().get(id_, {}).get(target),
+        own=own_bounds(target, workload.phase, forecast.predicted),
     )
 
 

@@ -2,14 +2,15 @@
 
 A corrected number is the formula's times exp(intercept + Σ coefficient · feature + offset of the card + offset of the
 stack). Offsets of a card or stack that nobody measured are 0. Where a correction did not beat the formula on held-out
-measurements it is not applied, and the interval is that of the formula's own errors.
+measurements it is not applied, and the interval is that of the formula's own errors. Both are decided by phase: training
+and generation err differently.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -18,9 +19,15 @@ from typing import Any
 
 from whichlora_estimators.errors import BadValue
 
-SCHEMA = 1
+from .cases import NAMES, PHASES
+
+SCHEMA = 2
+#: Whose modes were those of both phases.
+WITHOUT_PHASES = 1
 #: Whether the card that is predicted for has measurements of its own in the correction.
 KNOWN_CARD, NEW_CARD = "known card", "new card"
+#: What is run in each phase, in words.
+PHASE_NAMES = {"train": "training", "generate": "generation"}
 #: What would correct by more than a factor of two, either way, is no correction: it is held to that.
 MOST = math.log(2)
 
@@ -41,26 +48,49 @@ class Mode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetCorrection:
-    """The correction of one counter or time, its modes, and the scores that its rows gave it when they were held out."""
+    """The correction of one counter or time, its modes, and the scores that its rows gave it when they were held out.
+
+    `modes` are told apart by phase (`train`, `generate`), then by whether the card is known.
+    """
 
     intercept: float
     coefficients: Mapping[str, float]
     cards: Mapping[str, float]
     stacks: Mapping[str, float]
-    modes: Mapping[str, Mode]
+    modes: Mapping[str, Mapping[str, Mode]]
     scores: Mapping[str, Any]
 
-    def ratio(self, features: Mapping[str, float], gpu: str, stack: str = "") -> float:
+    def ratio(self, features: Mapping[str, float], phase: str, gpu: str, stack: str = "") -> float:
         """Return what the formula's number is to be multiplied by; 1 where the correction is not applied."""
-        if not self.mode(gpu).applied:
+        if not self.mode(phase, gpu).applied:
             return 1.0
         learnt = sum(value * features[name] for name, value in self.coefficients.items())
         total = self.intercept + learnt + self.cards.get(gpu, 0.0) + self.stacks.get(stack, 0.0)
         return math.exp(min(max(total, -MOST), MOST))
 
-    def mode(self, gpu: str) -> Mode:
-        """Return how the target is predicted on this card."""
-        return self.modes[KNOWN_CARD if gpu in self.cards else NEW_CARD]
+    def mode(self, phase: str, gpu: str) -> Mode:
+        """Return how the target is predicted in this phase on this card."""
+        return self.modes[phase][KNOWN_CARD if gpu in self.cards else NEW_CARD]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What one group's being held out showed: of what (in words), which group, the errors, and the mode decided on them."""
+
+    what: str
+    group: str
+    errors: Mapping[str, Any]
+    mode: Mode | None
+
+    @property
+    def interval(self) -> str:
+        """The interval in words, as misses of what is predicted: `-0.07% to +1.8%`; `-` where none hangs on the group."""
+        if self.mode is None:
+            return "-"
+        if self.mode.joined and self.mode.low == self.mode.high:
+            return "the formula's"
+        low, high = (f"{end - 1:+.{2 if abs(end - 1) < 0.01 else 1}%}" for end in (self.mode.low, self.mode.high))
+        return f"{low} to {high} and the formula's" if self.mode.joined else f"{low} to {high}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +113,24 @@ class Correction:
     false_fits: Mapping[str, float]
     samples: Mapping[str, float] = field(default_factory=dict)
 
+    def scores(self) -> Iterator[Score]:
+        """Yield the held-out scores of every target: by model, by card, by source, and these by phase where it has two."""
+        for target, part in self.targets.items():
+            for group, card in (("model", KNOWN_CARD), ("gpu", NEW_CARD), ("source", None)):
+                if group in part.scores:
+                    yield from _scores(target, part, group, card)
+
+
+def _scores(target: str, part: TargetCorrection, group: str, card: str | None) -> Iterator[Score]:
+    name, errors = NAMES[target], part.scores[group]
+    modes = {phase: None if card is None else cards[card] for phase, cards in part.modes.items()}
+    for phase, mode in modes.items():
+        if phase in errors.get("phases", {}):
+            what = f"{name}, {PHASE_NAMES[phase]}"
+            yield Score(what=what, group=group, errors=errors["phases"][phase], mode=mode)
+    if not errors.get("phases"):
+        yield Score(what=name, group=group, errors=errors, mode=next(iter(modes.values())))
+
 
 def correction_to_json(correction: Correction) -> dict[str, Any]:
     """Return the JSON form."""
@@ -92,27 +140,31 @@ def correction_to_json(correction: Correction) -> dict[str, Any]:
 
 
 def correction_from_json(fields: Any) -> Correction:
-    """Read what `correction_to_json` wrote. Raises BadValue for anything else."""
+    """Read what `correction_to_json` wrote, now or before there were phases. Raises BadValue for anything else."""
     todo = "Make it anew with `whichlora calibrate`."
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        found = fields.get("schema") if isinstance(fields, dict) else None
-        raise BadValue("not a correction of this version of whichlora", value=found, todo=todo)
+    schema = fields.get("schema") if isinstance(fields, dict) else None
+    if schema not in (SCHEMA, WITHOUT_PHASES):
+        raise BadValue("not a correction of this version of whichlora", value=schema, todo=todo)
     try:
-        targets = {name: _target(part) for name, part in fields["targets"].items()}
+        targets = {name: _target(name, part, schema) for name, part in fields["targets"].items()}
         rest = {name: value for name, value in fields.items() if name not in ("schema", "targets")}
         return Correction(targets=targets, **rest)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadValue("a correction that cannot be read", value=str(error), todo=todo) from None
 
 
-def _target(fields: Mapping[str, Any]) -> TargetCorrection:
-    modes = {name: Mode(**mode) for name, mode in fields["modes"].items()}
-    numbers = [fields["intercept"], *(value for mode in modes.values() for value in (mode.low, mode.high))]
+def _target(target: str, fields: Mapping[str, Any], schema: int) -> TargetCorrection:
+    given = fields["modes"]
+    if schema == WITHOUT_PHASES:
+        given = dict.fromkeys(PHASES[target], given)
+    modes = {phase: {card: Mode(**given[phase][card]) for card in (KNOWN_CARD, NEW_CARD)} for phase in PHASES[target]}
+    numbers = [fields["intercept"]]
+    numbers += (end for cards in modes.values() for mode in cards.values() for end in (mode.low, mode.high))
     for name in ("coefficients", "cards", "stacks"):
         numbers += fields[name].values()
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         raise ValueError("a coefficient is no number")
-    return TargetCorrection(**{**fields, "modes": {name: modes[name] for name in (KNOWN_CARD, NEW_CARD)}})
+    return TargetCorrection(**{**fields, "modes": modes})
 
 
 def read_correction(path: Path) -> Correction:

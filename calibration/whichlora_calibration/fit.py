@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Groups that are held out, by the field of a case.
 GROUPS = ("model", "chip", "source")
-LABELS = (*GROUPS, "gpu", "stack")
+LABELS = (*GROUPS, "gpu", "stack", "target", "phase")
 #: Folds at most: of fewer groups each is held out by itself.
 FOLDS, INNER_FOLDS = 12, 4
 #: The choice among candidates is made on this many cases at most.
@@ -65,7 +65,7 @@ class Candidate:
 class Table:
     """Cases of one target as columns: log ratios, weights, which are bounds, features by name, and labels as numbers.
 
-    `codes[label]` are places in `names[label]`, for the labels model, chip, source, gpu and stack.
+    `codes[label]` are places in `names[label]`, for the labels model, chip, source, gpu, stack, target and phase.
     """
 
     ratios: Floats

@@ -2,16 +2,18 @@
 
 Bounds are drawn from some groups' errors (log(measured / predicted)), and it is noted how many times as far from their
 middle they would have to be to hold each error of another group. A share of these sets the width: that share with which
-groups that had no say, neither in the bounds nor in the width, are covered about as often as was asked.
+groups that had no say, neither in the bounds nor in the width, are covered about as often as was asked. Where an interval
+is joined to another one, what that one holds needs no width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from .fit import weighted_quantile
+from .formula_ranges import Bounds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,26 +23,29 @@ if TYPE_CHECKING:
     Flags = npt.NDArray[np.bool_]
     Places = npt.NDArray[np.intp]
 
-Bounds = tuple[float, float]
-T = TypeVar("T")
-
 #: Of the misses of an interval, at most this share may lie above it: what takes more than it should costs most.
 ABOVE = 0.5
 #: So many levels are tried, from the coverage that was asked for to nearly 1.
 LEVELS = 20
+#: Coverages that differ by less than this weight are one.
+NO_MORE = 0.5
 #: Bounds are at least so far apart: what repeats to the last digit is no promise to.
 LEAST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Held-out errors with their places and weights, and the bounds drawn from other groups than this `group` of theirs."""
+    """Held-out errors with their places and weights, and the bounds drawn from other groups than this `group` of theirs.
+
+    `own` are the ends, an error each, of the intervals that these bounds are joined to: 0 and 0 for none.
+    """
 
     group: int
     places: Places
     errors: Floats
     weights: Floats
     bounds: Bounds
+    own: tuple[Floats, Floats]
 
     def needed(self) -> Floats:
         """Return how many times as far from their middle the bounds have to be to hold each error."""
@@ -49,8 +54,10 @@ class Part:
         low, high = self.bounds
         middle, half = (low + high) / 2, max(high - low, LEAST) / 2
         beyond = np.abs(self.errors - middle) / half
-        within = (np.minimum(middle, 0.0) <= self.errors) & (self.errors <= np.maximum(middle, 0.0))
-        return np.where(within, 0.0, beyond)  # what is predicted, a log ratio of 0, is always within
+        own_low, own_high = self.own
+        # What is predicted, a log ratio of 0, is always within.
+        within = (np.minimum(middle, own_low) <= self.errors) & (self.errors <= np.maximum(middle, own_high))
+        return np.where(within, 0.0, beyond)
 
 
 def narrowest(errors: Floats, weights: Floats, coverage: float) -> Bounds:
@@ -67,26 +74,35 @@ def narrowest(errors: Floats, weights: Floats, coverage: float) -> Bounds:
     return float(lows[place]), float(highs[place])
 
 
-def closest(at: Callable[[float], tuple[T, Flags]], weights: Floats, coverage: float) -> tuple[T, Flags]:
-    """Return what `at` gives at the level that covers held-out errors closest to as often as asked; the least of such.
+def levels(coverage: float) -> list[float]:
+    """Return the levels that are tried, from the coverage that was asked for to nearly 1."""
+    return [coverage + (1 - coverage) * step / LEVELS for step in range(LEVELS)]
 
-    `at` returns something and which of the weighted errors it covers.
+
+def closest(inside: Sequence[Flags], weights: Floats, coverage: float) -> int:
+    """Return the first of these levels' flags that cover the weighted errors about as often as asked.
+
+    About: as close as the closest of them, or half a cell (a weight of 1 is a cell) further.
     """
-    tried = [at(coverage + (1 - coverage) * step / LEVELS) for step in range(LEVELS)]
-    misses = [abs(float(weights[inside].sum() / weights.sum()) - coverage) for _, inside in tried]
-    return tried[misses.index(min(misses))]
+    total = float(weights.sum())
+    misses = [abs(float(weights[flags].sum()) - coverage * total) for flags in inside]
+    return next(place for place, miss in enumerate(misses) if miss <= min(misses) + NO_MORE)
 
 
-def width_of(parts: Sequence[Part], coverage: float) -> tuple[float, Flags]:
-    """Return the width that holds this share of all errors; and which errors one set without their own group holds."""
+def width_of(parts: Sequence[Part], coverage: float) -> tuple[float, list[float], Flags]:
+    """Return the width that holds this share of all errors, then those set without each part's group.
+
+    The last says which errors the latter hold.
+    """
     import numpy as np
 
     needed = [part.needed() for part in parts]
-    inside = np.zeros(sum(map(len, needed)), dtype=bool)
+    inside, widths = np.zeros(sum(map(len, needed)), dtype=bool), []
     for part, own in zip(parts, needed, strict=True):
         others = [place for place, each in enumerate(parts) if each.group != part.group]
-        inside[part.places] = own <= _width(parts, needed, others or range(len(parts)), coverage)
-    return _width(parts, needed, range(len(parts)), coverage), inside
+        widths.append(_width(parts, needed, others or range(len(parts)), coverage))
+        inside[part.places] = own <= widths[-1]
+    return _width(parts, needed, range(len(parts)), coverage), widths, inside
 
 
 def _width(parts: Sequence[Part], needed: Sequence[Floats], chosen: Sequence[int], coverage: float) -> float:
@@ -98,5 +114,5 @@ def _width(parts: Sequence[Part], needed: Sequence[Floats], chosen: Sequence[int
 
 def widened(bounds: Bounds, width: float) -> Bounds:
     """Return bounds so many times as far from their middle; what is predicted, a log ratio of 0, stays within."""
-    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
+    middle, half = (bounds[0] + bounds[1]) / 2, max(bounds[1] - bounds[0], LEAST) / 2
     return min(middle - width * half, 0.0), max(middle + width * half, 0.0)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
-from importlib import resources
-from typing import Any
 
 from whichlora_estimators.estimate import Estimate, Times, estimate
 from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.roofline import TimeSpan, time_span
 from whichlora_estimators.stack import NEWEST_STACK, Stack
-from whichlora_estimators.units import MIB
 from whichlora_estimators.workload import Workload
 
 from .cases import stack_label
-from .correction import Correction
+from .correction import Correction, TargetCorrection
 from .current import current_correction
 from .forecasts import features_of, time_features
-
-#: By how much the CUDA context of a card was missed at worst when its own readings were held out
-#: (whichlora_estimators/data/cuda_context.json; tests/estimators/test_gpus.py recomputes it).
-CONTEXT_ERROR_BYTES = 103 * MIB
+from .formula_ranges import rehearsed_coverage, rehearsed_range, with_context
 
 
 class Verdict(str, Enum):
@@ -118,18 +110,41 @@ class _Corrector:
 
     def interval(self, target: str, predicted_bytes: int) -> Interval:
         """Return the interval of a counter: as learnt, or else as rehearsals show it."""
-        return self._learnt(target, predicted_bytes, _interval(target, self.found.workload, predicted_bytes))
+        return self._learnt(target, predicted_bytes, self._own(target, predicted_bytes))
 
     def process(self, reserved: Interval) -> Interval:
         """Return the interval of process bytes: as learnt, or else reserved bytes and the context."""
-        return self._learnt("process", self.found.process_bytes, _with_context(reserved, self.found.context_bytes))
+        if self._part("process") is not None:
+            reserved = self._own("reserved", self.found.reserved_peak_bytes)
+        low, high = with_context((reserved.low_bytes, reserved.high_bytes), self.found.context_bytes)
+        own = Interval(
+            expected_bytes=reserved.expected_bytes + self.found.context_bytes,
+            low_bytes=low,
+            high_bytes=high,
+            coverage=reserved.coverage,
+        )
+        return self._learnt("process", self.found.process_bytes, own)
+
+    def _own(self, counter: str, predicted_bytes: int) -> Interval:
+        """Return the formula's own interval."""
+        low, high = rehearsed_range(counter, self.found.workload.phase)
+        return Interval(
+            expected_bytes=predicted_bytes,
+            low_bytes=int(predicted_bytes * low),
+            high_bytes=int(predicted_bytes * high),
+            coverage=rehearsed_coverage(),
+        )
+
+    def _part(self, target: str) -> TargetCorrection | None:
+        return None if self.correction is None else self.correction.targets.get(target)
 
     def _learnt(self, target: str, predicted_bytes: int, own: Interval) -> Interval:
-        part = None if self.correction is None else self.correction.targets.get(target)
+        part = self._part(target)
         if part is None or self.correction is None:
             return own
-        mode = part.mode(self.gpu.slug)
-        expected = predicted_bytes * part.ratio(features_of(self.found), self.gpu.slug, self.stack)
+        phase, gpu = self.found.workload.phase, self.gpu.slug
+        mode = part.mode(phase, gpu)
+        expected = predicted_bytes * part.ratio(features_of(self.found), phase, gpu, self.stack)
         low, high = int(expected * mode.low), int(expected * mode.high)
         if mode.applied:
             self.evidence = "corrected"
@@ -172,8 +187,8 @@ def _span(
     bound = time_span(predicted_s, "train" if target == "step" else target)
     if part is None or correction is None or predicted_s <= 0:
         return bound
-    mode = part.mode(gpu.slug)
-    expected_s = predicted_s * part.ratio(time_features(workload, predicted_s), gpu.slug, stack)
+    mode = part.mode(workload.phase, gpu.slug)
+    expected_s = predicted_s * part.ratio(time_features(workload, predicted_s), workload.phase, gpu.slug, stack)
     low_s, high_s = expected_s * mode.low, expected_s * mode.high
     return TimeSpan(
         expected_s=expected_s,
@@ -199,33 +214,6 @@ def reserved_range(workload: Workload, allocated_peak_bytes: int) -> tuple[int, 
 
     For searches that replay no allocator; `predict` does.
     """
-    ratios = _ratios()["ratios"][workload.phase]
-    low, high = ratios["allocated"][0], ratios["reserved_over_allocated"][1]
+    low, _ = rehearsed_range("allocated", workload.phase)
+    _, high = rehearsed_range("reserved_over_allocated", workload.phase)
     return int(allocated_peak_bytes * low), int(allocated_peak_bytes * high)
-
-
-def _with_context(reserved: Interval, context_bytes: int) -> Interval:
-    return Interval(
-        expected_bytes=reserved.expected_bytes + context_bytes,
-        low_bytes=reserved.low_bytes + max(0, context_bytes - CONTEXT_ERROR_BYTES),
-        high_bytes=reserved.high_bytes + context_bytes + CONTEXT_ERROR_BYTES,
-        coverage=reserved.coverage,
-    )
-
-
-def _interval(counter: str, workload: Workload, predicted_bytes: int) -> Interval:
-    table = _ratios()
-    low, high = table["ratios"][workload.phase][counter]
-    return Interval(
-        expected_bytes=predicted_bytes,
-        low_bytes=int(predicted_bytes * low),
-        high_bytes=int(predicted_bytes * high),
-        coverage=table["coverage"],
-    )
-
-
-@cache
-def _ratios() -> Any:
-    """Quantiles of measured over predicted bytes on rehearsed workloads (data/formula_ratios.json says which)."""
-    text = resources.files(__package__).joinpath("data/formula_ratios.json").read_text(encoding="utf-8")
-    return json.loads(text)

@@ -14,11 +14,9 @@ import pytest
 pytest.importorskip("sklearn")
 
 from whichlora_calibration.calibrate import Calibration, calibrate, summary_to_json
-from whichlora_calibration.cases import TARGETS, Case
+from whichlora_calibration.cases import PHASES, TARGETS, Case
 from whichlora_calibration.correction import (
-    KNOWN_CARD,
     MOST,
-    NEW_CARD,
     Correction,
     correction_from_json,
     correction_to_json,
@@ -26,7 +24,7 @@ from whichlora_calibration.correction import (
 )
 from whichlora_calibration.current import correction_history, correction_path, current_correction, save_correction
 from whichlora_calibration.fit import Candidate, candidates, choose, fit, folds, held_out, weighted_quantile
-from whichlora_calibration.scores import FEWEST_GROUPS
+from whichlora_calibration.modes import FEWEST_GROUPS
 from whichlora_estimators.errors import BadValue
 
 NAMES = ("four bit", "int8", "checkpointing", "log tokens", "log weights")
@@ -37,6 +35,7 @@ def case(place: int, log_ratio: float, *, target: str = "step", **changes: Any) 
     made: dict[str, Any] = {
         "measurement_id": f"{target}-{place}",
         "target": target,
+        "phase": PHASES[target][0],
         "measured": 2.0 * math.exp(log_ratio),
         "predicted": 2.0,
         "out_of_memory": False,
@@ -160,11 +159,11 @@ def scored(cases: list[Case]) -> Calibration:
 def test_a_known_card_is_corrected_and_a_new_one_only_where_that_helps() -> None:
     """Offsets of single cards help on the next model of those cards; the pool's bias helps on any card."""
     found = scored(lab(CARDS)).correction.targets["step"]
-    assert found.modes[KNOWN_CARD].applied
-    assert found.ratio(case(0, 0).features, "card 0") == pytest.approx(math.exp(0.3), rel=0.05)
+    assert found.mode("train", "card 0").applied
+    assert found.ratio(case(0, 0).features, "train", "card 0") == pytest.approx(math.exp(0.3), rel=0.05)
     biased = scored(lab({f"card {i}": 0.3 for i in range(FEWEST_GROUPS)})).correction.targets["step"]
-    assert biased.modes[NEW_CARD].applied
-    assert biased.ratio(case(0, 0).features, "never seen") == pytest.approx(math.exp(0.3), rel=0.05)
+    assert biased.mode("train", "never seen").applied
+    assert biased.ratio(case(0, 0).features, "train", "never seen") == pytest.approx(math.exp(0.3), rel=0.05)
 
 
 def test_noise_is_not_corrected() -> None:
@@ -172,9 +171,9 @@ def test_noise_is_not_corrected() -> None:
     applied = []
     for seed in range(3):
         found = scored(lab({f"card {i}": 0.0 for i in range(4)}, seed=seed)).correction.targets["step"]
-        applied += [mode.applied for mode in found.modes.values()]
-        if not found.modes[KNOWN_CARD].applied:
-            assert found.ratio(case(0, 0).features, "card 1") == 1.0
+        applied += [mode.applied for mode in found.modes["train"].values()]
+        if not found.mode("train", "card 1").applied:
+            assert found.ratio(case(0, 0).features, "train", "card 1") == 1.0
     assert sum(applied) <= 2
 
 
@@ -185,8 +184,8 @@ def test_intervals_hold_what_they_promise(coverage: float) -> None:
     for seed in range(3):
         found = calibrate(lab(CARDS, count=160, seed=seed), coverage=coverage).correction.targets["step"]
         for each in lab(CARDS, count=400, seed=99 + seed):
-            expected = each.predicted * found.ratio(each.features, each.gpu, each.stack)
-            mode = found.mode(each.gpu)
+            expected = each.predicted * found.ratio(each.features, each.phase, each.gpu, each.stack)
+            mode = found.mode(each.phase, each.gpu)
             inside.append(mode.low <= each.measured / expected <= mode.high)
     assert sum(inside) / len(inside) == pytest.approx(coverage, abs=0.05)
 
@@ -214,13 +213,25 @@ def test_a_correction_survives_its_file(tmp_path: Path) -> None:
     save_correction(made, path)
     assert read_correction(path) == made
     assert correction_from_json(json.loads(json.dumps(correction_to_json(made)))) == made
-    wrong: list[Any] = [{}, [], {"schema": 99}, {**correction_to_json(made), "targets": {"step": {}}}]
+    wrong: list[Any] = [{}, [], {"schema": 99}, {"schema": 0}, {**correction_to_json(made), "targets": {"step": {}}}]
     for spoilt in wrong:
         with pytest.raises(BadValue):
             correction_from_json(spoilt)
     path.write_text("{", encoding="utf-8")
     with pytest.raises(BadValue, match=r"correction\.json"):
         read_correction(path)
+
+
+def test_a_correction_from_before_there_were_phases_is_read(tmp_path: Path) -> None:
+    """Its modes are those of training and of generation, and it says the same of both; a phase that lacks is refused."""
+    made = correction_to_json(scored(phased(0.01, 0.01)).correction)
+    old = {**made, "schema": 1, "targets": {n: {**p, "modes": p["modes"]["train"]} for n, p in made["targets"].items()}}
+    found = correction_from_json(json.loads(json.dumps(old))).targets["allocated"]
+    assert found.modes["train"] == found.modes["generate"]
+    assert found.modes["train"] == correction_from_json(made).targets["allocated"].modes["train"]
+    for spoilt in ({**made, "schema": 1}, {**old, "schema": 2}):
+        with pytest.raises(BadValue, match="cannot be read"):
+            correction_from_json(spoilt)
 
 
 def test_the_users_correction_is_used_and_its_history_kept(tmp_path: Path) -> None:
@@ -247,6 +258,10 @@ def test_scores_are_told_for_memory_and_time() -> None:
                 assert 0 <= summary[kind][group][which]["median_abs_error"] < 1
         assert 0 <= summary[kind]["coverage_90"] <= 1
     assert summary["memory"]["false_fits"] == 0
+    training = summary["memory"]["phases"]["train"]["leave_one_model_out"]
+    assert training == summary["memory"]["leave_one_model_out"]
+    assert summary["memory"]["phases"]["generate"]["leave_one_model_out"]["cases"] == 0
+    assert set(summary["intervals"]["process"]) == {"train", "generate"}
     corrected, formula = (summary["time"]["leave_one_model_out"][which] for which in ("corrected", "formula"))
     assert corrected["median_abs_error"] < formula["median_abs_error"]
 
@@ -277,9 +292,9 @@ def test_published_times_are_judged_by_a_formula_that_has_not_seen_them() -> Non
     found, plain = scored(seen), scored(lab(offsets))
     step, other = (each.targets["step"].correction for each in (found, plain))
     assert (step.scores, step.modes) == (other.scores, other.modes)
-    assert step.modes[KNOWN_CARD].applied
-    assert step.ratio(seen[0].features, "card 0") == pytest.approx(1.0, abs=0.01)
-    assert other.ratio(seen[0].features, "card 0") == pytest.approx(math.exp(0.3), rel=0.03)
+    assert step.mode("train", "card 0").applied
+    assert step.ratio(seen[0].features, "train", "card 0") == pytest.approx(1.0, abs=0.01)
+    assert other.ratio(seen[0].features, "train", "card 0") == pytest.approx(math.exp(0.3), rel=0.03)
 
 
 def test_features_need_models_that_tell_of_them() -> None:
@@ -310,6 +325,84 @@ def test_few_cards_of_each_time_are_bounded_together() -> None:
     found = scored(cases)
     for target in ("step", "decode"):
         assert found.targets[target].correction.scores["gpu"]["groups"] == 3
-        assert not found.targets[target].correction.modes[NEW_CARD].joined
+        assert not found.targets[target].correction.mode(PHASES[target][0], "never seen").joined
     few = scored([each for each in cases if each.target == "step"])
-    assert few.targets["step"].correction.modes[NEW_CARD].joined
+    assert few.targets["step"].correction.mode("train", "never seen").joined
+
+
+def phased(
+    train: float, generate: float, models: tuple[int, int] = (8, 8), seed: int = 0, **changes: Any
+) -> list[Case]:
+    """Make cases of allocated bytes with this much noise in training and in generation, of so many models."""
+    rng = random.Random(seed)
+    found = []
+    for place in range(240):
+        phase = ("train", "generate")[place % 2]
+        spread, count = (train, models[0]) if phase == "train" else (generate, models[1])
+        made = {
+            "target": "allocated",
+            "phase": phase,
+            "features": {"generation": float(phase == "generate")},
+            **changes,
+        }
+        model = f"{phase} model {place // 2 % count}"
+        found.append(case(place, rng.gauss(0, spread), model=model, gpu=f"card {place // 2 % 3}", **made))
+    return found
+
+
+def test_training_and_generation_have_intervals_of_their_own() -> None:
+    """What generation misses widens no interval of training, and each holds its share of runs that no fit saw."""
+    found = scored(phased(0.001, 0.1)).correction.targets["allocated"]
+    spans = {phase: found.mode(phase, "card 0") for phase in ("train", "generate")}
+    assert spans["train"].high - spans["train"].low < 0.01
+    assert spans["generate"].high - spans["generate"].low > 0.2
+    fresh = [each for seed in range(1, 4) for each in phased(0.001, 0.1, seed=seed)]
+    for phase, mode in spans.items():
+        inside = [mode.low <= math.exp(each.log_ratio) <= mode.high for each in fresh if each.phase == phase]
+        assert sum(inside) / len(inside) == pytest.approx(0.9, abs=0.08), phase
+    for phase, part in found.scores["model"]["phases"].items():
+        assert part["groups"] == 8
+        assert part["coverage"] == pytest.approx(0.9, abs=0.05), phase
+
+
+def test_a_phase_of_few_models_borrows_from_the_other() -> None:
+    """Two models of training are bounded by all errors, three by their own."""
+
+    def width(models: int) -> float:
+        mode = scored(phased(0.001, 0.1, (models, 8))).correction.targets["allocated"].mode("train", "card 0")
+        return mode.high - mode.low
+
+    assert width(2) > 0.2
+    assert width(3) < 0.02
+
+
+def test_a_phase_that_is_right_is_not_corrected_for_the_other() -> None:
+    """Where generation alone takes a quarter more, generation alone is corrected."""
+    off = [
+        replace(each, measured=each.measured * 1.25) if each.phase == "generate" else each
+        for each in phased(0.002, 0.01)
+    ]
+    found = scored(off).correction.targets["allocated"]
+    features = {phase: next(each.features for each in off if each.phase == phase) for phase in ("train", "generate")}
+    assert found.ratio(features["generate"], "generate", "card 0") == pytest.approx(1.25, rel=0.03)
+    assert found.ratio(features["train"], "train", "card 0") == 1.0
+    assert not found.mode("train", "card 0").applied
+
+
+def test_a_joined_interval_counts_what_the_formulas_own_holds() -> None:
+    """Of few models, runs within the formula's own interval are covered, and need no bounds any wider."""
+
+    def spans(own: tuple[float, float]) -> tuple[float, float, float]:
+        found = scored(
+            [
+                *phased(0.01, 0.01, (8, 8), own=own),
+                *[replace(each, target="process", own=own, model="one") for each in phased(0.03, 0.03)],
+            ]
+        )
+        mode = found.targets["process"].correction.mode("train", "card 0")
+        assert mode.joined
+        return mode.low, mode.high, found.targets["process"].correction.scores["gpu"]["coverage"]
+
+    narrow, wide = spans((0.0, 0.0)), spans((-0.2, 0.2))
+    assert wide[1] - wide[0] <= narrow[1] - narrow[0]
+    assert wide[2] == 1.0

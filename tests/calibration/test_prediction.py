@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.unseen_times import unseen
 from whichlora_calibration import Verdict, judge, predict
-from whichlora_calibration.cases import TIMES, measured
+from whichlora_calibration.cases import MEMORY, PHASES, TIMES, measured
 from whichlora_calibration.correction import (
     KNOWN_CARD,
     NEW_CARD,
@@ -19,7 +19,8 @@ from whichlora_calibration.correction import (
     TargetCorrection,
     shipped_correction,
 )
-from whichlora_calibration.forecasts import Forecasts, unseen_times
+from whichlora_calibration.forecasts import Forecasts, forecast_of, unseen_times
+from whichlora_calibration.formula_ranges import own_bounds
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.models import load_model
 from whichlora_estimators.workload import Workload
@@ -53,6 +54,23 @@ def test_intervals_hold_the_prediction_they_come_from(phase: str) -> None:
     assert prediction.evidence == "formula"
 
 
+@pytest.mark.parametrize("phase", ["train", "generate"])
+def test_the_formulas_own_interval_is_the_one_that_errors_are_counted_in(phase: str) -> None:
+    """What calibration takes for the formula's interval of a run is what the formula alone gives out for it."""
+    prediction = predict(Workload(model=MODEL.name, config=MODEL.config, phase=phase), L4, correction=None)
+    predicted = forecast_of(prediction.estimate).predicted
+    for target in MEMORY:
+        low, high = own_bounds(target, phase, predicted)
+        shown = getattr(prediction, target)
+        assert shown.low_bytes == pytest.approx(predicted[target] * math.exp(low), abs=2)
+        assert shown.high_bytes == pytest.approx(predicted[target] * math.exp(high), abs=2)
+    for target, span in prediction.times.items():
+        low, high = own_bounds(target, phase, predicted)
+        assert (span.low_s, span.high_s) == pytest.approx(
+            (span.expected_s * math.exp(low), span.expected_s * math.exp(high))
+        )
+
+
 def test_a_larger_batch_never_turns_a_verdict_for_the_better() -> None:
     """fits, then tight, then does-not-fit."""
     order = list(Verdict)
@@ -69,12 +87,13 @@ def corrected(target: str, **changes: Any) -> Correction:
     """Make a correction by hand: on an l4, `target` takes `factor` times as much, 0.9 to 1.2 of that."""
     factor = math.log(changes.pop("factor", 1.25))
     known = {"applied": True, "low": 0.9, "high": 1.2, **changes}
+    modes = {KNOWN_CARD: Mode(**known), NEW_CARD: Mode(applied=False, low=0.5, high=2.0)}
     part = TargetCorrection(
         intercept=factor,
         coefficients={},
         cards={"l4": 0.0},
         stacks={},
-        modes={KNOWN_CARD: Mode(**known), NEW_CARD: Mode(applied=False, low=0.5, high=2.0)},
+        modes=dict.fromkeys(PHASES[target], modes),
         scores={},
     )
     made = shipped_correction()
@@ -134,7 +153,7 @@ def test_few_groups_join_the_formulas_interval() -> None:
 def test_no_ratio_exceeds_a_factor_of_two() -> None:
     """A correction is cut where it was learnt to be cut."""
     part = corrected("process", factor=50).targets["process"]
-    assert part.ratio({}, "l4") == pytest.approx(2)
+    assert part.ratio({}, "train", "l4") == pytest.approx(2)
 
 
 def test_the_shipped_correction_belongs_to_this_formula() -> None:

@@ -13,9 +13,10 @@ import click
 from whichlora_calibration.calibrate import Calibration, summary_to_json
 from whichlora_calibration.calibrate import calibrate as fit_corrections
 from whichlora_calibration.cases import Case, Compared, cases_of
+from whichlora_calibration.correction import Score
 from whichlora_calibration.current import correction_path, current_correction, save_correction
 from whichlora_calibration.forecasts import Forecasts
-from whichlora_calibration.scores import FEWEST_GROUPS
+from whichlora_calibration.modes import FEWEST_GROUPS
 from whichlora_calibration.suggest import suggest
 from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.gpus import find_gpu
@@ -127,26 +128,43 @@ def _suggest(cases: Sequence[Case], count: int, gpu: str) -> None:
 
 
 def _text(found: Calibration) -> str:
-    rows = []
-    for name, scores in found.targets.items():
-        for group, label in (("model", "model"), ("gpu", "card")):
-            part = scores.correction.scores[group]
-            errors = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
-            spread = f"{part['gain_low']:+.1%} to {part['gain_high']:+.1%}"
-            why = (
-                f"fewer than {FEWEST_GROUPS} {label}s"
-                if part["groups"] < FEWEST_GROUPS
-                else "not better on held-out runs"
-            )
-            applied = "yes" if part["applied"] else f"no: {why}"
-            rows.append((name, label, str(part["cells"]), *errors, spread, _share(part["coverage"]), applied))
-    headers = ("what", "held out", "cells", "formula", "corrected", "gain, middle 90%", "in interval", "applied")
-    lines = [table(headers, rows, right=range(2, 7))]
+    rows = [_row(score) for score in found.correction.scores() if score.group != "source"]
+    headers = (
+        "what",
+        "held out",
+        "cells",
+        "formula",
+        "corrected",
+        "gain, middle 90%",
+        "interval",
+        "within it",
+        "applied",
+    )
+    lines = [table(headers, rows, right=range(2, 8))]
     if found.correction.false_fits:
         lines.append(f"said to fit and did not: {found.correction.false_fits['rate']:.1%} of held-out runs")
     if found.left:
         lines.append(f"{len(found.left)} measurements have no formula, such as: {found.left[0].reason}")
     return "\n".join(lines)
+
+
+def _row(score: Score) -> tuple[str, ...]:
+    part, label = score.errors, {"model": "model", "gpu": "card"}[score.group]
+    errors = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
+    spread = f"{part['gain_low']:+.1%} to {part['gain_high']:+.1%}"
+    few = part["groups"] < FEWEST_GROUPS
+    why = f"fewer than {FEWEST_GROUPS} {label}s" if few else "not better on held-out runs"
+    applied = "yes" if part["applied"] else f"no: {why}"
+    return (
+        score.what,
+        label,
+        str(part["cells"]),
+        *errors,
+        spread,
+        score.interval,
+        _share(part["coverage"]),
+        applied,
+    )
 
 
 def _share(value: float | None) -> str:

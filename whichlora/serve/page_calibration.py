@@ -6,23 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
-from whichlora_calibration.correction import Correction, TargetCorrection
+from whichlora_calibration.cases import NAMES
+from whichlora_calibration.correction import PHASE_NAMES, Correction, TargetCorrection
 from whichlora_profiles_db import StoreStats
 
 from ..report_page import paragraph, section
 
 #: Lays out a table: name, headers, lines, columns to the right, wide column.
 Table = Callable[..., str]
-#: What people call the numbers that are predicted.
-NAMES = {
-    "allocated": "allocated bytes",
-    "reserved": "reserved bytes",
-    "process": "process bytes",
-    "step": "time of a step",
-    "prefill": "time of prefill",
-    "decode": "time per decoded token",
-}
-_GROUPS = {"model": "the model", "gpu": "the card", "chip": "the card"}
+_GROUPS = {"model": "the model", "gpu": "the card"}
 _YES = {True: "yes", False: "no"}
 
 
@@ -73,17 +65,14 @@ def _note(found: Correction) -> str:
 
 def _scores(found: Correction, table: Table) -> str:
     lines = []
-    for name, target in found.targets.items():
-        for group, label in _GROUPS.items():
-            part = target.scores.get(group)
-            if part is None:
-                continue
-            errors = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
-            coverage = part.get("coverage")
-            inside = "-" if coverage is None or math.isnan(coverage) else f"{coverage:.0%}"
-            lines.append(
-                [escape(NAMES.get(name, name)), label, *errors, _YES[bool(part.get("applied"))], inside],
-            )
+    for score in found.scores():
+        part, label = score.errors, _GROUPS.get(score.group)
+        if label is None:
+            continue
+        errors = [f"{part[kind]['median_abs_error']:.1%}" for kind in ("formula", "corrected")]
+        coverage = part.get("coverage")
+        inside = "-" if coverage is None or math.isnan(coverage) else f"{coverage:.0%}"
+        lines.append([escape(score.what), label, *errors, _YES[bool(part.get("applied"))], inside])
     headers = ("what", "held out", "formula's error", "corrected", "applied", "runs within the interval")
     return table("Held-out errors", headers, lines, right=(2, 3, 5), wide=0)
 
@@ -96,13 +85,14 @@ def card_offsets(found: Correction | None, gpu: str, table: Table) -> Iterator[s
     yield paragraph(
         f"The last column is where {found.coverage:.0%} of held-out runs lay: what was measured, over what is predicted."
     )
-    lines = [_offset(name, target, gpu) for name, target in found.targets.items()]
+    lines = [_offset(name, phase, target, gpu) for name, target in found.targets.items() for phase in target.modes]
     headers = ("what", "learnt from this card", "applied", "this card's factor", "measured over predicted")
     yield table("Corrections on this card", headers, lines, right=(3, 4), wide=0)
 
 
-def _offset(name: str, target: TargetCorrection, gpu: str) -> list[str]:
-    mode, known = target.mode(gpu), gpu in target.cards
+def _offset(name: str, phase: str, target: TargetCorrection, gpu: str) -> list[str]:
+    mode, known = target.mode(phase, gpu), gpu in target.cards
+    what = NAMES[name] + (f", {PHASE_NAMES[phase]}" if len(target.modes) > 1 else "")
     factor = f"{math.exp(target.cards[gpu]):.3f}" if known and mode.applied else "-"
     span = "-" if mode.low == mode.high else f"{mode.low:.2f} to {mode.high:.2f}"  # of too few runs
-    return [escape(NAMES.get(name, name)), _YES[known], _YES[mode.applied], factor, span]
+    return [escape(what), _YES[known], _YES[mode.applied], factor, span]

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from whichlora_calibration.cases import measured
+from whichlora_calibration.cases import NAMES, measured
 from whichlora_calibration.current import current_correction
 from whichlora_estimators.errors import UnknownName, WhichloraError
 from whichlora_estimators.gpus import all_gpus, find_gpu
@@ -24,7 +24,7 @@ from ..report_page import paragraph, section
 from . import work
 from .access import Lab, lab_of, needs
 from .frame import box, page, url
-from .page_calibration import NAMES, card_offsets
+from .page_calibration import card_offsets
 from .tokens import Role
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(needs(Role.READER))])
