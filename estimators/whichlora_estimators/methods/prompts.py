@@ -53,6 +53,9 @@ class EmbeddedPrompt(ABC):
     def __init__(self, model: Model, workload: Workload) -> None:
         check_task(model, workload.method, self.tasks)
         self.model, self.virtual = model, workload.num_virtual_tokens
+        saved = any(model.words.name.endswith(name) for name in workload.modules_to_save)
+        #: Whether looked-up rows are asked for a gradient: the hook is on the copy that PEFT saves, where it came first.
+        self.rows_ask = not saved or (workload.kbit_preparation and workload.quantization != "none")
         #: Rows of PEFT's table: an encoder-decoder's has some for the decoder, which nothing reads.
         self.rows = self.virtual * (2 if model.build.task == "seq2seq" else 1)
 
@@ -66,7 +69,8 @@ class EmbeddedPrompt(ABC):
         ids, labels, *masks = inputs
         batch, tokens = ids.shape
         masks = longer_masks(masks, self.virtual)
-        embeddings = with_input_grad(self.model.words(ids), context)
+        embeddings = self.model.words(ids)
+        embeddings = with_input_grad(embeddings, context) if self.rows_ask else embeddings
         given, held = _longer_labels(labels, self.virtual) if self.model.build.task == "causal" else (labels, None)
         prompts = self._repeated(batch)
         prompts = ops.cast(prompts, embeddings.dtype)
