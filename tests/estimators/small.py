@@ -7,6 +7,18 @@ from whichlora_estimators.families.base import Decoder
 from whichlora_estimators.models import ModelShape, all_models
 from whichlora_estimators.workload import Workload
 
+#: A Llama's config, as small as it gets.
+SMALL = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+}
+
 
 def smallest(family: str) -> ModelShape | None:
     """Return the smallest bundled model of an architecture."""

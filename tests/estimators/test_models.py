@@ -1,23 +1,18 @@
-"""Laws of model shapes: the registry against Transformers, files and configs as written, the Hub's many answers."""
+"""Laws of the registry of models: its names, its shapes, and its counts against Transformers and publications."""
 
 from __future__ import annotations
 
-import http.server
 import importlib.util
 import json
 import os
 import pickle
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
-from whichlora_estimators.errors import BadValue, UnknownName, Unsupported, WhichloraError
 from whichlora_estimators.models import (
     ModelShape,
     all_models,
@@ -28,17 +23,6 @@ from whichlora_estimators.models import (
 )
 
 ROOT = Path(__file__).parents[2]
-
-SMALL = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 256,
-}
 
 # Exact counts that others published: the Hub's safetensors metadata as quoted in public sources (September 2026) unless
 # said otherwise; left out are models whose files store a tied head twice, or more than weights.
@@ -151,9 +135,6 @@ deepseek-ai/DeepSeek-R1-Distill-Qwen-14B deepseek-ai/DeepSeek-R1-Distill-Qwen-32
 
 def every_name() -> list[str]:
     return [shape.name for shape in search_models("")]
-
-
-# -------------------------------------------------------------------------------------------------------- the registry
 
 
 def test_the_registry_is_large_and_sorted() -> None:
@@ -284,295 +265,6 @@ def test_transformers_knows_every_key(shape: ModelShape) -> None:
     known |= {"rotary_pct"} if "partial_rotary_factor" in known else set()  # its old name in GPT-NeoX
     known |= {"sliding_window_pattern"} if "layer_types" in known else set()  # what Gemma 3 makes layer_types of
     assert set(shape.config) <= known
-
-
-# --------------------------------------------------------------------------------------------------- files and folders
-
-
-def test_a_file_and_its_folder_are_one_model(tmp_path: Path) -> None:
-    """A folder with config.json, that file and the same text under another name give the same config."""
-    (tmp_path / "config.json").write_text(json.dumps(SMALL))
-    (tmp_path / "other.json").write_text(json.dumps(SMALL))
-    for path in (tmp_path, tmp_path / "config.json", tmp_path / "other.json"):
-        shape = load_model(str(path), offline=True)
-        assert (shape.name, shape.family, shape.config, shape.parameters) == (str(path), "llama", SMALL, None)
-
-
-def test_a_folder_comes_before_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A local folder with a config.json wins over a registered name; one without does not hide it."""
-    monkeypatch.chdir(tmp_path)
-    Path("gpt2").mkdir()
-    assert load_model("gpt2", offline=True).family == "gpt2"
-    Path("gpt2", "config.json").write_text(json.dumps(SMALL))
-    assert load_model("gpt2", offline=True).family == "llama"
-
-
-@pytest.mark.parametrize("name", ["./nowhere", "~/nowhere-at-all", "/nowhere/x", "x.json", "a/b/c", "C:\\models"])
-def test_a_path_to_nothing_is_refused(name: str) -> None:
-    """What reads like a path and holds no config is refused as a path, not looked for on the Hub."""
-    with pytest.raises(BadValue, match="no model config at this path"):
-        load_model(name)
-
-
-@pytest.mark.parametrize("name", ["", "  ", "x" * 5000, "x\0y"])
-def test_a_name_that_no_file_can_have_is_no_crash(name: str) -> None:
-    """Names that a file system refuses end in our error, not in its own."""
-    with pytest.raises((BadValue, UnknownName)):
-        load_model(name, offline=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [("{not json", "not JSON"), ("[1, 2]", "not an object"), ("null", "not an object"), ("{}", "model_type")],
-)
-def test_a_malformed_file_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
-    """A file that is no JSON object with a model_type is refused with the reason."""
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(BadValue, match=complaint):
-        load_model(str(tmp_path))
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    """A file that is not UTF-8 is refused like one that is not JSON."""
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadValue, match="not JSON"):
-        load_model(str(tmp_path))
-
-
-# ------------------------------------------------------------------------------------------------------------- configs
-
-
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"model_type": ""}, "model_type"),
-        ({"model_type": 3}, "model_type"),
-        ({"hidden_size": -64}, "hidden_size"),
-        ({"hidden_size": None}, "hidden_size"),
-        ({"hidden_size": 64.0}, "hidden_size"),
-        ({"vocab_size": "256"}, "vocab_size"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers"),
-        ({"num_hidden_layers": True}, "num_hidden_layers"),
-        ({"num_attention_heads": 3}, "num_attention_heads"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"n_embd": 64, "n_head": 5}, "n_head"),
-        ({"head_dim": 0}, "head_dim"),
-        ({"attention_dropout": 1.0}, "attention_dropout"),
-        ({"hidden_dropout_prob": -0.1}, "hidden_dropout_prob"),
-        ({"resid_pdrop": "0.1"}, "resid_pdrop"),
-        ({"partial_rotary_factor": 0.0}, "partial_rotary_factor"),
-        ({"num_experts": -1}, "num_experts"),
-        ({"num_local_experts": 4, "num_experts_per_tok": 8}, "num_experts_per_tok"),
-        ({"layer_types": ["full_attention"]}, "layer_types"),
-    ],
-)
-def test_a_value_that_cannot_be_is_refused_by_its_key(change: dict[str, Any], key: str) -> None:
-    """The error names the key and what it may be."""
-    with pytest.raises(BadValue, match=rf"^{key} in the config of it") as caught:
-        shape_from_config(SMALL | change, name="it")
-    assert caught.value.todo
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"num_key_value_heads": None, "head_dim": None, "sliding_window": None},
-        {"num_attention_heads": 6, "head_dim": 32},  # heads need not divide the width where their size is given
-        {"num_local_experts": 0, "num_experts_per_tok": 2},
-        {"attention_dropout": 0, "classifier_dropout": None, "partial_rotary_factor": 1},
-    ],
-)
-def test_what_transformers_takes_is_taken(change: dict[str, Any]) -> None:
-    """Nulls that mean the default, and sizes that fit, pass unchanged."""
-    assert shape_from_config(SMALL | change, name="it").config == SMALL | change
-
-
-def test_layers_that_differ_are_not_supported() -> None:
-    """A size given per layer is understood but refused."""
-    with pytest.raises(Unsupported, match="intermediate_size"):
-        shape_from_config(SMALL | {"intermediate_size": [128, 256]}, name="it")
-
-
-@pytest.mark.parametrize("method", ["awq", "gptq", "bitsandbytes", "fp8"])
-def test_a_quantised_checkpoint_is_not_supported(method: str) -> None:
-    """A checkpoint that is quantised already is refused, and the method is named."""
-    with pytest.raises(Unsupported, match=method):
-        shape_from_config(SMALL | {"quantization_config": {"quant_method": method}}, name="it")
-
-
-TEXT = {key: value for key, value in SMALL.items() if key not in ("model_type", "architectures")}
-
-
-@pytest.mark.parametrize(("family", "caveat"), [("gemma3", True), ("llama4", False), ("qwen3_5", False)])
-def test_a_multimodal_config_gives_its_text_model(family: str, caveat: bool) -> None:
-    """Where the text model may be trained alone its config is taken, with a caveat if the tower is loaded as well."""
-    config = {"model_type": family, "text_config": TEXT, "vision_config": {"hidden_size": 32}}
-    shape = shape_from_config(config, name="it")
-    assert shape.family == f"{family}_text"
-    assert shape.config["hidden_size"] == 64
-    assert shape.config["architectures"][0].endswith("ForCausalLM")
-    assert bool(shape.caveat) == caveat
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"model_type": "llava", "text_config": SMALL, "vision_config": {"hidden_size": 32}},
-        {"model_type": "gemma3", "vision_config": {"hidden_size": 32}},
-        {"model_type": "qwen2_vl", **TEXT, "vision_config": {"depth": 2}},
-        {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": SMALL}},
-    ],
-)
-def test_other_multimodal_configs_are_not_supported(config: dict[str, Any]) -> None:
-    """Where text and towers train together, or no text config is given, the model is refused."""
-    with pytest.raises(Unsupported, match="multimodal"):
-        shape_from_config(config, name="it")
-
-
-@pytest.mark.stack
-@pytest.mark.parametrize("family", ["llama4", "qwen3_5", "qwen3_5_moe"])
-def test_transformers_trains_these_as_text(family: str) -> None:
-    """The class of the text model here is the one that AutoModelForCausalLM takes for the multimodal type."""
-    auto = pytest.importorskip("transformers.models.auto.modeling_auto")
-    shape = shape_from_config({"model_type": family, "text_config": TEXT}, name="it")
-    assert shape.config["architectures"] == [auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]]
-
-
-# ------------------------------------------------------------------------------------------------------- names, the Hub
-
-
-@pytest.mark.parametrize(
-    ("written", "near"), [("lama-2-7b-hf", "Llama-2-7b-hf"), ("gtp2", "gpt2"), ("mistal-7b-v0.3", "mistral-7b-v0.3")]
-)
-def test_an_unknown_name_suggests_one_that_works(written: str, near: str) -> None:
-    """The nearest names of an unknown one are known, and the one that was meant is among them."""
-    with pytest.raises(UnknownName) as caught:
-        load_model(written)
-    assert near.casefold() in map(str.casefold, caught.value.nearest)
-    for name in caught.value.nearest:
-        assert load_model(name, offline=True)
-
-
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-REPOSITORIES = {
-    "lab/good": (200, json.dumps(SMALL), None),
-    "lab/list": (200, "[]", None),
-    "lab/locked": (403, "", "GatedRepo"),
-    "lab/missing": (404, "", "RepoNotFound"),
-    "lab/adapter": (404, "", "EntryNotFound"),
-    "lab/refused": (400, "", None),
-    "lab/broken": (200, json.dumps(SMALL), None),
-}
-
-
-class HubHandler(http.server.BaseHTTPRequestHandler):
-    """Answers for config.json as the Hub does, headers included."""
-
-    requests = 0
-
-    def do_GET(self) -> None:
-        type(self).requests += 1
-        name = "/".join(self.path.split("/")[1:3])
-        status, body, code = REPOSITORIES.get(name, (404, "", None))
-        if (name, self.command) == ("lab/broken", "GET"):
-            status = 400
-        self.send_response(status)
-        headers = {"Content-Length": str(len(body)), "ETag": '"abc"', "X-Repo-Commit": REVISION, "X-Error-Code": code}
-        for header, value in headers.items():
-            if value is not None:
-                self.send_header(header, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body.encode())
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-
-
-PROGRAM = """
-import json, sys, time
-from whichlora_estimators.errors import WhichloraError
-from whichlora_estimators.models import load_model
-
-time.sleep = lambda seconds: None  # the client waits between its attempts
-for name in sys.argv[1:]:
-    try:
-        shape = load_model(name)
-        print(json.dumps([shape.name, shape.config, shape.source]))
-    except WhichloraError as error:
-        print(json.dumps([type(error).__name__, str(error)]))
-"""
-
-
-def ask(names: list[str], home: Path, **environment: str) -> list[Any]:
-    """Load each name in a fresh interpreter: the Hub's client reads its environment when it is imported."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env = (
-        inherited
-        | {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        | environment
-    )
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *names], env=env, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_the_hub_is_asked_for_what_nobody_else_knows(hub: str, tmp_path: Path) -> None:
-    """A config.json is downloaded once and then found offline; every refusal of the Hub has its own message."""
-    names = list(REPOSITORIES)
-    good, listed, locked, missing, adapter, refused, broken = ask(names, tmp_path, HF_ENDPOINT=hub)
-    assert good == ["lab/good", SMALL, f"config.json on the Hub, commit {REVISION[:12]}"]
-    assert listed[0] == "BadValue"
-    assert "gated" in locked[1]
-    assert "Accept its licence" in locked[1]
-    assert "HF_TOKEN" in locked[1]
-    assert missing[0] == "UnknownName"
-    assert "no config.json in this repository" in adapter[1]
-    assert "asking the Hub failed" in refused[1]
-    assert "did not answer" in broken[1]
-    assert ask(["lab/good"], tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")[0] == good
-    asked = HubHandler.requests
-    assert ask(["lab/good"], tmp_path, HF_ENDPOINT=hub)[0] == good
-    assert HubHandler.requests == asked, "what is cached needs no network"
-
-
-def test_offline_says_so_and_names_the_nearest(tmp_path: Path) -> None:
-    """With HF_HUB_OFFLINE=1 an unknown model is refused at once, with known names like it."""
-    [(kind, message)] = ask(["lab/Llama-2-7b-hf"], tmp_path, HF_HUB_OFFLINE="1")
-    assert kind == "WhichloraError"
-    assert "offline" in message
-    assert "Llama-2-7b-hf" in message.partition("include")[2]
-
-
-def test_a_hub_out_of_reach_says_so(tmp_path: Path) -> None:
-    """Where nobody listens, the error says that the Hub cannot be reached and what would help."""
-    [(kind, message)] = ask(["lab/unheard-of"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert kind == "WhichloraError"
-    assert "asking the Hub failed" in message
-    assert "Models known without a download include" in message
-
-
-@pytest.mark.parametrize("name", ["what is/this", "lab/..", "lab/-x-"])
-def test_a_name_that_the_hub_cannot_have_is_unknown(name: str) -> None:
-    """An id that the Hub's client rejects by its form is an unknown model."""
-    with pytest.raises(UnknownName):
-        load_model(name)
-
-
-def test_the_offline_argument_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """offline=True refuses an unknown model without any environment variable."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WhichloraError, match="offline"):
-        load_model("lab/never-downloaded-by-anybody", offline=True)
 
 
 def test_import_needs_no_heavy_library() -> None:
