@@ -357,12 +357,11 @@ def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape, *
     model = build_model(workload, tape, config)
     tape.period = 0 if whole else model.period(model.config)
     tape.autocast = AUTOCAST.get(workload.precision)
-    padded = workload.padded and workload.task != "causal"
-    context = Context(attention=workload.attention, padded=padded, training=False)
+    context = Context(attention=workload.attention, padded=workload.masked, training=False)
     model.make_caches(workload, context)
     ids = token_ids(tape, workload.batch_size, workload.prefill_len)
     held = [] if workload.task == "causal" else [ids]  # a causal prompt goes over into longer ids
-    held += [token_ids(tape, *ids.shape)] if padded else []  # a mask
+    held += [token_ids(tape, *ids.shape)] if workload.masked else []
     timeline = Timeline(tape=tape, parameters=model.build.parameters, setup=recorder.cut("setup"))
     with tape.tagged("activations"):
         tape.mark("prefill")

@@ -34,7 +34,7 @@ SETUPS: tuple[dict[str, Any], ...] = (
 def deep(family: str, **setup: Any) -> Workload | None:
     """Return a model of three periods of layers and a few more."""
     recipe, shape = all_families()[family], smallest(family)
-    if shape is None or ("causal" not in recipe.tasks and setup.get("phase") == "generate"):
+    if shape is None:
         return None
     key = recipe.layers_key
     names = {key, "num_layers", *(alias for alias, meant in recipe.aliases.items() if meant == key)} & {*shape.config}

@@ -70,6 +70,39 @@ def test_generation_has_prefill_and_decode() -> None:
     assert row["trainable_params"] == 0
 
 
+def test_a_classifier_infers_in_one_pass() -> None:
+    """It has the time of a pass and no cache, padding counts, and a draft has nothing to guess."""
+    asked = ("bert-base-uncased", "--gpu", "l4", "--generate", "--task", "token-cls", "--prefill-len", "128")
+    (row,), (padded,) = predictions(*asked), predictions(*asked, "--padded")
+    assert row["prefill_s"] == row["answer_s"]
+    assert "decode_s_per_token" not in row
+    assert "KV cache" not in row["breakdown"]  # type: ignore[operator]
+    assert padded["allocated_peak_bytes"] > row["allocated_peak_bytes"]  # type: ignore[operator]
+    refused = whichlora("estimate", *asked, "--draft", "gpt2", "--offline")
+    assert refused.returncode == 2
+    assert "none is decoded" in refused.stderr
+
+
+def test_an_encoder_decoder_answers_from_two_caches() -> None:
+    """Its task needs no option, and a longer text takes more for every token of the answer."""
+    asked = (
+        "t5-small",
+        "--gpu",
+        "l4",
+        "--generate",
+        "--batch-size",
+        "16",
+        "--prefill-len",
+        "128",
+        "--prefill-len",
+        "512",
+    )
+    short, long = predictions(*asked)
+    assert (short["task"], short["decode_len"]) == ("seq2seq", 128)
+    caches = [row["breakdown"]["KV cache"] for row in (short, long)]  # type: ignore[index]
+    assert caches[1] - caches[0] >= 6 * 2 * 16 * 512 * 2 * (512 - 128)  # layers, two, batch, width, bytes
+
+
 def test_total_time_is_steps_times_step_time() -> None:
     """An epoch has a last, smaller batch."""
     (row,) = predictions("gpt2", "--gpu", "l4", "--samples", "10", "--epochs", "3", "--batch-size", "4")

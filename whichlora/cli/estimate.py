@@ -17,7 +17,7 @@ from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.models import load_model
 from whichlora_estimators.stack import Stack, parse_stack
 from whichlora_estimators.units import format_bytes, format_seconds
-from whichlora_estimators.workload import ATTENTIONS, PRECISIONS, Workload
+from whichlora_estimators.workload import ATTENTIONS, GENERATED, PRECISIONS, Workload
 
 from ..api import SCHEMA, answer, answer_lines, make_workload
 from ..pickconfig import MethodChoice
@@ -78,8 +78,16 @@ correction_option = click.option(
 @click.option("--checkpointing/--no-checkpointing", default=None, help="Default: on above 1B parameters.")
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="Of the adapters.")
 @click.option("--padded", is_flag=True, help="Some of the batch is padding, so that a mask is passed.")
-@click.option("--generate", is_flag=True, help="Predict inference in place of fine-tuning.")
-@click.option("--prefill-len", "prefill_lens", multiple=True, type=int, default=[1024], show_default=True)
+@click.option("--generate", is_flag=True, help="Inference: generate, or with another --task classify.")
+@click.option(
+    "--prefill-len",
+    "prefill_lens",
+    multiple=True,
+    type=int,
+    default=[1024],
+    show_default=True,
+    help="Tokens of a prompt, or of a text that is classified.",
+)
 @click.option("--decode-len", type=int, default=128, show_default=True, help="New tokens, for --generate.")
 @click.option("--all-logits", is_flag=True, help="Keep logits of every prompt position (before transformers 4.45).")
 @setup_options
@@ -231,6 +239,8 @@ def setup_text(workload: Workload) -> str:
     """Say in a few words what is run: method, rank, length."""
     if workload.phase == "generate":
         stored = "" if workload.quantization == "none" else f" {workload.quantization}"
+        if workload.task not in GENERATED:
+            return f"{workload.task}{stored} s{workload.prefill_len}"
         return f"generate{stored} {workload.prefill_len}+{workload.decode_len}"
     name = MethodChoice(method=workload.method, quantization=workload.quantization).label
     rank = "" if workload.method == "full" else f" r{workload.rank}"
@@ -248,7 +258,10 @@ def _as_json(prediction: Prediction, options: dict[str, Any]) -> dict[str, Any]:
     workload = prediction.estimate.workload
     kept = ["phase", "quantization", "precision", "attention", "batch_size"]
     trains = workload.phase == "train"
-    kept += ["method", "rank", "optimizer", "checkpointing", "seq_len"] if trains else ["prefill_len", "decode_len"]
+    if trains:
+        kept += ["method", "rank", "optimizer", "checkpointing", "seq_len"]
+    else:
+        kept += ["task", "prefill_len", "decode_len"]
     if trains:
         more = training_json(prediction, whole_training(prediction, options["known_lengths"], options))
     else:

@@ -208,13 +208,16 @@ def with_shots(setup: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
 def served(prediction: Prediction) -> Answering:
     """Return an answer's times."""
     workload, times = prediction.estimate.workload, prediction.expected
-    return answering(times, batch_size=workload.batch_size, new_tokens=workload.decode_len)
+    return answering(times, batch_size=workload.batch_size, new_tokens=workload.decoded + 1)
 
 
 def drafted(prediction: Prediction, options: dict[str, Any]) -> Answering | None:
     """Return an answer's times with the draft model, None where none is asked for."""
     if options["draft"] is None:
         return None
+    if prediction.expected.decode_s_per_token is None:
+        todo = "Leave out --draft, or give a --decode-len above 1 and a model that generates."
+        raise BadValue("a draft guesses tokens, and none is decoded here", value=options["draft"], todo=todo)
     workload, gpu = prediction.estimate.workload, prediction.estimate.gpu
     shape = load_model(options["draft"], offline=options["offline"])
     draft = workload.with_(model=shape.name, config=shape.config, quantization="none")

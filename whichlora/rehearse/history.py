@@ -47,5 +47,7 @@ def _logit_bytes(workload: Workload) -> set[int]:
     vocabulary = workload.config.get("vocab_size")
     if not isinstance(vocabulary, int):
         return set()
-    length = workload.prefill_len if workload.phase == "generate" else workload.target_len or workload.seq_len
+    length = workload.target_len or workload.seq_len
+    if workload.phase == "generate":
+        length = 1 if workload.task == "seq2seq" else workload.prefill_len
     return {workload.batch_size * n * vocabulary * size for n in (length, length - 1) for size in (2, 4)}

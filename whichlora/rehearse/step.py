@@ -108,7 +108,7 @@ def run(workload: Workload, recorder: Recorder, clock: Clock | None = None) -> N
     With a clock the weights get random values, since how fast a card computes depends on them, and memory is recorded
     before anything is timed. Raises whatever the libraries raise, `torch.OutOfMemoryError` first of all.
     """
-    recorder.mask_is_full(not workload.padded)
+    recorder.mask_is_full(not workload.masked)
     (_generate if workload.phase == "generate" else _train)(workload, recorder, clock)
 
 
@@ -244,8 +244,7 @@ def _generate(workload: Workload, recorder: Recorder, clock: Clock | None) -> No
             model = _load(workload, recorder, clock).eval()
             shape = (workload.batch_size, workload.prefill_len)
             vocabulary = model.get_input_embeddings().num_embeddings
-            padded = workload.padded and workload.task != "causal"
-            inputs = _tokens(shape, vocabulary, recorder.device, padded=padded)
+            inputs = _tokens(shape, vocabulary, recorder.device, padded=workload.masked)
         recorder.counts["trainable_params"] = 0
         infer = _INFERENCES.get(workload.task, _Reading)
 
@@ -310,11 +309,19 @@ class _Answering(_Reading):
         self.inputs["encoder_outputs"] = self.model.get_encoder()(input_ids=ids, **self.inputs)
         begin = torch.full((len(ids), 1), self.model.config.decoder_start_token_id or 0, device=ids.device)
         cache = _two_caches(self.model, self.workload)
-        return self.model(decoder_input_ids=begin, use_cache=True, **cache, **self.inputs), begin
+        return self._scored(self.model(decoder_input_ids=begin, use_cache=True, **cache, **self.inputs)), begin
 
     def go_on(self, token: Any, cache: Any) -> Any:
         """Decode a token."""
-        return self.model(decoder_input_ids=token, past_key_values=cache, use_cache=True, **self.inputs)
+        inputs = {"decoder_input_ids": token, "past_key_values": cache, **self.inputs}
+        return self._scored(self.model(use_cache=True, **inputs))
+
+    def _scored(self, output: Any) -> Any:
+        """Put an fp32 copy in the place of the logits, all that is kept of an output until the next one is there."""
+        import torch
+
+        output.logits = output.logits[:, -1:].to(copy=True, dtype=torch.float32)
+        return output
 
 
 _INFERENCES = {"causal": _Writing, "seq2seq": _Answering}

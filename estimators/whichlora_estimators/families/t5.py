@@ -453,8 +453,12 @@ class T5(Model):
         return self.decode(begin, context), begin
 
     def decode(self, token: Tensor, context: Context) -> Tensor:
-        """Map a token [B, 1] to logits [B, 1, V]."""
-        hidden = self.decoder(self.targets(token), context, context.states)
+        """Map a token [B, 1] to an fp32 copy of its logits [B, 1, V], all that `generate` keeps until the next one."""
+        logits = self._logits(self.decoder(self.targets(token), context, context.states))
+        with logits.tape.tagged(LOGITS_AND_LOSS):
+            return ops.copy(logits) if logits.dtype is FP32 else ops.cast(logits, FP32)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
         with hidden.tape.tagged(LOGITS_AND_LOSS):
             scaled = ops.scale(hidden) if self.scaled else hidden
             return self.head(scaled)
