@@ -47,11 +47,21 @@ _FLAGS = (
     "kbit_preparation",
     "double_quantization",
     "output_kept",
+    "previous_kept",
     "prefix_projection",
     "lora_bias",
     "ensure_weight_tying",
 )
 _IGNORED = ("truth",)
+#: Fields that null leaves as they are.
+_EMPTY_IF_NULL: tuple[str, ...] = (
+    "quantization",
+    "modules_to_save",
+    "rank_pattern",
+    "exclude_modules",
+    "layers_to_transform",
+)
+_EMPTY_IF_NULL += ("layer_replication", "target_parameters")
 #: Settings of PEFT's configurations that are no fields here, and what to do about them.
 _OF_PEFT = {
     "r": "Give it as rank.",
@@ -63,7 +73,6 @@ _OF_PEFT = {
     "use_dora": 'Give method "dora".',
     "layers_pattern": "Give targets as one regular expression for whole names.",
     "trainable_token_indices": "Give their number as trainable_tokens, or an object of modules and numbers.",
-    "target_parameters": "Of experts name the layers that they were as targets (gate_proj, w1 …), or rehearse a script.",
     "encoder_num_layers": "Leave it out: the MLP that encodes virtual tokens has three layers always.",
     "encoder_dropout": "Leave it out: the MLP that encodes virtual tokens has none.",
     "encoder_reparameterization_type": "Leave it out for an MLP; an LSTM is not modelled: rehearse a script.",
@@ -77,7 +86,8 @@ class Workload:
     `seq_len` tokens a sample when training; `prefill_len` prompt tokens (or an encoder's) and `decode_len` new ones when
     generating; what generates nothing, a classifier say, reads `prefill_len` tokens in one pass then.
     `padded` says that some of the batch is padding, so that a mask is passed. `targets` are the ends of layers' names, or
-    one regular expression for whole names; `rank_pattern` gives layers whose names it matches a rank of their own.
+    one regular expression for whole names; `target_parameters` are ends of parameters' names that LoRA adapts whatever
+    holds them (`targets` may be empty then); `rank_pattern` gives layers whose names it matches a rank of their own.
     `exclude_modules` are ends of names that are no targets all the same, or one regular expression for whole names,
     `layers_to_transform` the numbers of the only layers that have any (empty: all). `layer_replication` makes the model anew
     of ranges of its layers, each the first and the one behind the last, on shared weights. `trainable_tokens` counts the
@@ -89,14 +99,14 @@ class Workload:
     `lora_bias` gives every B of LoRA one of its own; `accumulation`
     counts the forward and backward passes before the optimizer steps, and `clip_grad_norm` is the largest norm of
     gradients (None: they are not clipped). `output_kept` says that the model's output, logits above all, lives until
-    backward is over, as in a plain loop; HF Trainer keeps the loss alone.
+    backward is over, as in a plain loop; HF Trainer keeps the loss alone. `previous_kept` says that, of inference which is one
+    pass, the output of the pass before is held while the next one runs, as in a loop that binds it.
 
     `model` and `id` are names only. A field that has no meaning where it stands changes nothing: those of the other phase,
     those of adapters in full fine-tuning, `rank`, `dropout` and `num_virtual_tokens` of methods without,
     `double_quantization` without 4 bits, `kbit_preparation` without a quantization, `reentrant` without checkpointing,
-    `target_len` without a decoder of its own,
-    `decode_len` and `cache` of what generates nothing, `last_logits_only` of other than causal models, `padded` when those
-    generate.
+    `target_len` without a decoder of its own, `decode_len` and `cache` of what generates nothing, `previous_kept` of what
+    decodes, `last_logits_only` of other than causal models, `padded` when those generate.
     Raises BadValue or UnknownName.
     """
 
@@ -108,6 +118,7 @@ class Workload:
     method: str = "lora"
     rank: int = 16
     targets: str | tuple[str, ...] | None = "all-linear"
+    target_parameters: tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     exclude_modules: str | tuple[str, ...] = ()
     layers_to_transform: tuple[int, ...] = ()
@@ -140,6 +151,7 @@ class Workload:
     decode_len: int = 1
     cache: str = "dynamic"
     last_logits_only: bool = True
+    previous_kept: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -153,7 +165,9 @@ class Workload:
             if not isinstance(getattr(self, name), bool):
                 raise BadValue(f"{name} must be true or false", value=getattr(self, name), todo="Give a boolean.")
         _check_dropout(self.dropout)
-        _check_targets(self.targets)
+        _check_names("target_parameters", self.target_parameters)
+        if self.targets != () or not self.target_parameters:
+            _check_targets(self.targets)
         _check_names("modules_to_save", self.modules_to_save)
         if isinstance(self.exclude_modules, str):
             _check_pattern(self.exclude_modules)
@@ -169,6 +183,11 @@ class Workload:
     def decoded(self) -> int:
         """Count the tokens that are decoded one by one, behind the one that the first pass gives."""
         return self.decode_len - 1 if self.task in GENERATED else 0
+
+    @property
+    def passes(self) -> int:
+        """Count the passes that show all that inference holds, before tokens are decoded one by one."""
+        return 2 if self.previous_kept and not self.decoded and self.task != "seq2seq" else 1
 
     @property
     def masked(self) -> bool:
@@ -197,14 +216,7 @@ def workload_from_json(fields: Mapping[str, Any]) -> Workload:
             raise BadValue(f"workload without {key!r}", value=fields.get("id"), todo=f"Add {key!r} to the line.")
     if not isinstance(given["config"], Mapping):
         raise BadValue("config must be an object", value=given["config"], todo="Give the fields of config.json.")
-    for key in (
-        "quantization",
-        "modules_to_save",
-        "rank_pattern",
-        "exclude_modules",
-        "layers_to_transform",
-        "layer_replication",
-    ):
+    for key in _EMPTY_IF_NULL:
         if key in given and given[key] is None:
             del given[key]
     given |= {key: _as_tuple(value) for key, value in given.items() if isinstance(value, list)}

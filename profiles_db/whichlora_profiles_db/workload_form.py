@@ -39,6 +39,7 @@ FIRST_FIELDS = (
 # Fields that Workload gained later, with what older measurements did. A field with this value is not written, so that
 # old and new measurements of one workload keep one hash; a default that changes afterwards changes nothing here.
 LATER_FIELDS: dict[str, object] = {
+    "target_parameters": (),
     "rank_pattern": {},
     "exclude_modules": (),
     "layers_to_transform": (),
@@ -56,6 +57,7 @@ LATER_FIELDS: dict[str, object] = {
     "clip_grad_norm": None,
     "cache": "dynamic",
     "output_kept": True,
+    "previous_kept": False,
 }
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Workload))

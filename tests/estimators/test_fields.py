@@ -30,6 +30,7 @@ CHANGES: dict[str, tuple[object, dict[str, Any]]] = {
     "method": ("dora", {}),
     "rank": (8, {}),
     "targets": (("q_proj",), {}),
+    "target_parameters": (("mlp.up_proj.weight",), {"targets": ("q_proj",)}),
     "rank_pattern": ({"q_proj": 2}, {}),
     "exclude_modules": (("q_proj",), {}),
     "layers_to_transform": ((1,), {"targets": ("q_proj", "v_proj")}),
@@ -54,6 +55,7 @@ CHANGES: dict[str, tuple[object, dict[str, Any]]] = {
     "accumulation": (2, {}),
     "clip_grad_norm": (1.0, {}),
     "output_kept": (False, {}),
+    "previous_kept": (True, {"phase": "generate", "prefill_len": 20}),
     "batch_size": (2, {}),
     "seq_len": (49, {}),
     "target_len": (17, {"config": T5, "task": "seq2seq"}),
@@ -90,7 +92,7 @@ def test_a_name_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["r", "target_modules", "alpha_pattern", "use_rslora", "layers_pattern", "target_parameters"]
+    "name", ["r", "target_modules", "alpha_pattern", "use_rslora", "layers_pattern", "encoder_dropout"]
 )
 def test_settings_of_peft_are_told_where_they_belong(name: str) -> None:
     """A setting of PEFT that is no field is refused with what to give in its place."""
@@ -104,6 +106,12 @@ def test_settings_of_peft_are_told_where_they_belong(name: str) -> None:
     [
         ("ia3", {"ensure_weight_tying": True}),
         ("lora", {"trainable_tokens": {"nothing": 3}}),
+        ("dora", {"targets": ("q_proj",), "target_parameters": ("up_proj.weight",)}),
+        ("lora", {"targets": ("q_proj",), "target_parameters": ("q_proj.weight",)}),
+        ("lora", {"targets": (), "target_parameters": ("input_layernorm.weight",)}),
+        ("lora", {"targets": (), "target_parameters": ("nothing",)}),
+        ("lora", {"targets": (), "target_parameters": ("q_proj.weight",), "dropout": 0.1}),
+        ("lora", {"targets": (), "target_parameters": ("q_proj.weight",), "quantization": "nf4"}),
         ("vera", {"layer_replication": ((0, 1),)}),
         ("lora", {"layer_replication": ((0, 3),)}),
         ("lora", {"layer_replication": ((0, 1),), "modules_to_save": ("mlp",)}),

@@ -16,6 +16,11 @@ _OPTIONS = (
     click.option("--task", type=click.Choice(TASKS), help="Default: causal, or all that the model is for."),
     click.option("--target-pattern", help="Regular expression for whole names of layers, in place of --targets."),
     click.option(
+        "--target-parameters",
+        default="",
+        help='Parameters that LoRA adapts itself: experts.gate_up_proj,experts.down_proj; alone with --targets "".',
+    ),
+    click.option(
         "--rank-pattern", multiple=True, metavar="NAME=RANK", help="Layers with a rank of their own; repeat for more."
     ),
     click.option(
@@ -67,11 +72,17 @@ _OPTIONS = (
         help="Only the loss lives on after forward, as in HF Trainer, not the model's output.",
     ),
     click.option("--static-cache", is_flag=True, help="Make room for all tokens beforehand, for --generate."),
+    click.option(
+        "--previous-kept",
+        is_flag=True,
+        help="Of one pass (--generate): the output of the one before is held, as in a loop that binds it.",
+    ),
 )
 
 #: The names of what these options give.
 SETUP_NAMES = {"task", "target_pattern", "rank_pattern", "modules_to_save", "bias", "reentrant", "kbit_preparation"}
 SETUP_NAMES |= {
+    "target_parameters",
     "exclude_modules",
     "exclude_pattern",
     "layers",
@@ -86,6 +97,7 @@ SETUP_NAMES |= {
     "clip_grad_norm",
     "trainer",
     "static_cache",
+    "previous_kept",
 }
 #: Options that are fields of the same name.
 _AS_GIVEN: tuple[str, ...] = ("bias", "lora_bias", "ensure_weight_tying", "encoder_hidden_size", "prefix_projection")
@@ -105,6 +117,7 @@ def training_fields(options: dict[str, Any]) -> dict[str, Any]:
     fields |= {name: options[name] for name in _AS_GIVEN}
     fields["output_kept"] = not options["trainer"]
     fields["modules_to_save"] = _names(options["modules_to_save"])
+    fields["target_parameters"] = _names(options["target_parameters"])
     fields["exclude_modules"] = options["exclude_pattern"] or _names(options["exclude_modules"])
     fields["layers_to_transform"] = _numbers(options["layers"])
     fields["layer_replication"] = tuple(map(_range, _names(options["layer_replication"])))
@@ -119,7 +132,8 @@ def training_fields(options: dict[str, Any]) -> dict[str, Any]:
 def generation_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a generation that these options ask for."""
     fields = {} if options["task"] is None else {"task": options["task"]}
-    return {**fields, "cache": "static" if options["static_cache"] else "dynamic", "padded": options["padded"]}
+    fields |= {name: options[name] for name in ("padded", "previous_kept")}
+    return {**fields, "cache": "static" if options["static_cache"] else "dynamic"}
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def _parts(workload: Workload) -> dict[str, Any]:
         "trainable_token_indices": list(range(tokens))
         if isinstance(tokens, int)
         else {name: list(range(count)) for name, count in tokens.items()},
+        "target_parameters": list(workload.target_parameters),
         "layer_replication": list(workload.layer_replication),
         "ensure_weight_tying": workload.ensure_weight_tying,
         "lora_bias": workload.lora_bias,
@@ -150,6 +151,8 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Any]], Any]] = {
     "adafactor": _adafactor,
 }
 OPTIMIZERS |= {name: each.real for name, each in ESTIMATED.items() if name not in OPTIMIZERS}
+#: A method, and the optimizer that PEFT has for it, which wants the frozen matrices as well.
+LORA_FA = "lora-fa"
 
 
 def check(workload: Workload) -> None:
@@ -162,6 +165,8 @@ def check(workload: Workload) -> None:
     if workload.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         todo = 'Without padding it takes what "sdpa" takes, whose kernel is the same: rehearse that.'
         raise Unsupported("the flash-attn library is not installed", value=workload.attention, todo=todo)
+    if workload.phase == "train" and workload.optimizer == LORA_FA != workload.method:
+        raise Unsupported("this optimizer trains nothing but LoRA-FA's B", value=workload.method, todo="Choose lora-fa.")
     if workload.phase == "train" and workload.method == FULL and workload.quantization != "none":
         todo = 'Choose an adapter ("lora"), or no quantization.'
         raise Unsupported("weights that are quantised are not trained", value=workload.quantization, todo=todo)
@@ -189,7 +194,7 @@ def adapt(model: Any, workload: Workload) -> Any:
         if workload.modules_to_save:
             config.modules_to_save = list(workload.modules_to_save)
         model = peft.get_peft_model(model, config)
-    if workload.method == "lora-fa":
+    if workload.method == LORA_FA:
         _freeze_a(model)
     if workload.checkpointing and not prepared:
         model.gradient_checkpointing_enable({"use_reentrant": workload.reentrant})
@@ -197,6 +202,14 @@ def adapt(model: Any, workload: Workload) -> Any:
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     return model.train()
+
+
+def make_optimizer(model: Any, workload: Workload) -> Any:
+    """Return the workload's optimizer of what trains in a model."""
+    if workload.optimizer == LORA_FA:
+        rank, peft = workload.rank, import_module("peft.optimizers")
+        return peft.create_lorafa_optimizer(model=model, r=rank, lora_alpha=2 * rank, lr=1e-4)
+    return OPTIMIZERS[workload.optimizer]([parameter for parameter in model.parameters() if parameter.requires_grad])
 
 
 def _freeze_a(model: Any) -> None:

@@ -40,7 +40,8 @@ _TYPES: dict[str, Any] = {
     "quantization": Name,
     "optimizer": Name,
     "id": Annotated[str, StringConstraints(max_length=200)],
-    "targets": Literal["all-linear"] | Annotated[list[Layer], Field(min_length=1, max_length=100)] | None,
+    "targets": Literal["all-linear"] | Annotated[list[Layer], Field(max_length=100)] | None,
+    "target_parameters": Annotated[list[Layer], Field(max_length=100)],
     "rank_pattern": Annotated[dict[Layer, Annotated[int, Field(ge=1, le=8192)]], Field(max_length=100)],
     "modules_to_save": Annotated[list[Layer], Field(max_length=100)],
     "exclude_modules": Annotated[list[Layer], Field(max_length=100)],
@@ -156,6 +157,7 @@ class Answer(BaseModel):
     peak_phase: str
     breakdown: dict[str, int]
     evidence: str
+    caveats: list[str] = []
 
 
 assert {verdict.value for verdict in Verdict} == {"fits", "tight", "does-not-fit"}

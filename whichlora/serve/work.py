@@ -200,7 +200,7 @@ def estimate(fields: dict[str, Any]) -> dict[str, Any]:
     gpu, stack, config = find_gpu(setup.pop("gpu")), parse_stack(setup.pop("stack")), setup.pop("config")
     model = setup.pop("model")
     shape = bundled_model(model) if config is None else shape_from_config(_bounded(config), name=model)
-    for name in ("targets", "modules_to_save", "exclude_modules", "layers_to_transform"):
+    for name in ("targets", "target_parameters", "modules_to_save", "exclude_modules", "layers_to_transform"):
         if isinstance(setup.get(name), list):
             setup[name] = tuple(setup[name])
     setup["layer_replication"] = _ranges(setup.get("layer_replication") or ())

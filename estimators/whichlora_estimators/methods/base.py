@@ -43,6 +43,8 @@ class Method(ABC):
     has_adapter_bias: ClassVar[bool] = False
     #: Whether PEFT's configuration of it has `layer_replication`.
     has_replication: ClassVar[bool] = False
+    #: Whether it adapts bare parameters (`target_parameters`).
+    has_parameters: ClassVar[bool] = False
     #: Whether PEFT's configuration of it has `ensure_weight_tying`.
     has_tying: ClassVar[bool] = False
     #: Whether its virtual tokens go through an encoder of a width of its own, and whether that is asked for.

@@ -17,8 +17,9 @@ from ..tape import FP16, FP32, UINT8, Dtype, Tensor
 from ..workload import Workload
 from .base import Method, adapter_dtype, method, trained, upcast
 from .embeddings import DoraEmbedding, LoraEmbedding
+from .parameters import wrap_parameters
 from .replication import replicate_layers
-from .stacks import LoraStack, lora_targets
+from .stacks import LoraStack, lora_targets, without_default
 from .targets import adapted_embeddings, rank_of, refuse_bias
 from .tying import shared_factors, tied_targets
 
@@ -152,11 +153,11 @@ class DoraLinear(LoraLinear):
 
 def _adapt(model: Model, workload: Workload, *, freeze_a: bool = False) -> None:
     replicate_layers(model, workload)
-    workload, tie = tied_targets(model, workload)
+    workload, tie = tied_targets(model, without_default(model, workload))
     linears, stacks = lora_targets(model, workload)
     tables = [*adapted_embeddings(model, workload), *tie.tables]
     if workload.lora_bias:
-        refuse_bias([*tables, *(stack for stack, _ in stacks)])
+        refuse_bias(tables)
     with upcast(model.build):
         for table in tables:
             table.adapter = LoraEmbedding(table, model.build, workload)
@@ -164,6 +165,7 @@ def _adapt(model: Model, workload: Workload, *, freeze_a: bool = False) -> None:
             layer.adapter = LoraLinear(layer, model.build, workload, freeze_a=freeze_a)
         for stack, rank in stacks:
             stack.adapter = LoraStack(stack, model.build, rank, freeze_a=freeze_a)
+        wrap_parameters(model, workload, freeze_a=freeze_a)
         for head in tie.heads:
             head.adapter = LoraLinear(head, model.build, workload, freeze_a=freeze_a, source=tie.source)
 
@@ -174,7 +176,8 @@ class Lora(Method):
 
     name = "lora"
     summary = "low-rank adapters beside frozen linear layers (Hu et al. 2021)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = has_tying = has_replication = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = True
+    has_tying = has_replication = has_parameters = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter."""
@@ -195,7 +198,8 @@ class LoraFa(Method):
 
     name = "lora-fa"
     summary = "LoRA with every A frozen (Zhang et al. 2023)"
-    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = has_tying = has_replication = True
+    has_rank_pattern = has_exclusions = has_layers = has_tokens = has_adapter_bias = True
+    has_tying = has_replication = has_parameters = True
 
     def adapt(self, model: Model, workload: Workload) -> None:
         """Give each target an adapter whose A takes no gradient, so that the layer's input is not kept for it."""

@@ -17,7 +17,7 @@ from ..layers import Build, Folding, Linear, Stack
 from ..tape import Tensor
 from ..workload import Workload
 from .base import trained
-from .targets import adapted_linears, is_adapted
+from .targets import adapted_linears, is_adapted, rank_of
 
 
 def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[tuple[Stack, int]]]:
@@ -26,10 +26,14 @@ def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[t
     Names that the experts' layers had before they were stacked stand for the stacks; two of them joined have twice the rank.
     Which modules are excluded and which layers are meant is nothing to PEFT then: all stacks of a name are adapted.
     """
-    names = model.stack_names
-    if not names or not model.build.stacks or workload.targets is None:  # before 5.0 they are layers of their own
-        return adapted_linears(model, workload, embeds=True), []
-    targets = workload.targets
+    names, targets = model.stack_names, workload.targets
+    if targets == ():
+        return [], []
+    if not names or not model.build.stacks:  # before 5.0 they are layers of their own
+        return adapted_linears(model, workload, embeds=True, needed=not workload.target_parameters), []
+    if targets is None:
+        todo = 'Name the layers to adapt, or give "all-linear".'
+        raise BadValue("PEFT has no default target modules for mixtures of stacked experts", value=None, todo=todo)
     if targets == "all-linear":
         meant = [layer for layer in model.build.linears if is_adapted(layer.name, targets, workload)]
         linears = [layer for layer in meant if layer.name.rpartition(".")[2] not in names]
@@ -40,8 +44,19 @@ def lora_targets(model: Model, workload: Workload) -> tuple[list[Linear], list[t
             return adapted_linears(model, workload, embeds=True), []  # which tells what there is
     rest = tuple(name for name in targets if name.rpartition(".")[2] not in names)
     wanted = {name.rpartition(".")[2] for name in targets} & set(names)
-    linears = adapted_linears(model, workload.with_(targets=rest), embeds=True) if rest else []
-    return linears, list(_stacks(model, wanted, workload))
+    stacks = list(_stacks(model, wanted, workload))
+    if not rest:
+        return [], stacks
+    needed = not stacks and not workload.target_parameters
+    return adapted_linears(model, workload.with_(targets=rest), embeds=True, needed=needed), stacks
+
+
+def without_default(model: Model, workload: Workload) -> Workload:
+    """Return the workload with no targets where PEFT takes none, being given parameters: of mixtures, or unknown models."""
+    if workload.targets is not None or not workload.target_parameters:
+        return workload
+    mixed = bool(model.stack_names) and bool(model.build.stacks)
+    return workload.with_(targets=()) if mixed or not model.default_targets else workload
 
 
 def _last_names(model: Model, pattern: str, workload: Workload) -> tuple[str, ...]:
@@ -70,17 +85,25 @@ def _stacks(model: Model, wanted: set[str], workload: Workload) -> Iterator[tupl
     for stack in model.build.stacks:
         parts = joined[next(name for name in joined if stack.name.endswith(f".{name}"))]
         if set(parts) <= wanted:
-            _check(workload)
-            yield stack, workload.rank * len(parts)
+            check_wrapped(workload)
+            yield stack, rank_of(stack, workload, default=workload.rank * len(parts))
 
 
-def _check(workload: Workload) -> None:
+def check_wrapped(workload: Workload) -> None:
+    """Refuse what PEFT's adapters of bare parameters lack. Raises Unsupported."""
     if workload.method == "dora":
         todo = "Name linear layers as targets (q_proj, …), or choose lora."
-        raise Unsupported("PEFT has no DoRA of stacked experts", value=workload.model, todo=todo)
+        raise Unsupported(
+            "PEFT has no DoRA of bare parameters, such as stacked experts", value=workload.model, todo=todo
+        )
+    if workload.lora_bias:
+        todo = "Leave lora_bias out, or name linear layers alone as targets."
+        raise Unsupported("PEFT has no lora_bias of bare parameters, such as stacked experts", value=True, todo=todo)
     if workload.dropout:
         todo = "Name linear layers as targets (q_proj, …), or leave out dropout."
-        raise Unsupported("PEFT has no dropout before stacked experts", value=workload.dropout, todo=todo)
+        raise Unsupported(
+            "PEFT has no dropout before bare parameters, such as stacked experts", value=workload.dropout, todo=todo
+        )
 
 
 class LoraStack:
@@ -96,7 +119,7 @@ class LoraStack:
 
     def __call__(self) -> Folding:
         """Start a pass."""
-        return StackFolding(self) if self.experts > 1 else RouterFolding(self)
+        return StackFolding(self) if self.experts > 1 else MatrixFolding(self.stack.weight, self.a, self.b)
 
 
 class StackFolding(Folding):
@@ -118,12 +141,12 @@ class StackFolding(Folding):
         return self.cached
 
 
-class RouterFolding(Folding):
-    """The update of a router's weight, made at once; a first sum is only a trial."""
+class MatrixFolding(Folding):
+    """The update of a matrix, a router's say, made at once; a first sum is only a trial."""
 
-    def __init__(self, lora: LoraStack) -> None:
-        super().__init__(lora.stack.weight)
-        update = ops.scale(products.matmul(lora.b, lora.a))
+    def __init__(self, stored: Tensor, a: Tensor, b: Tensor) -> None:
+        super().__init__(stored)
+        update = ops.scale(products.matmul(b, a))
         self.update = ops.cast(update, self.stored.dtype)
         del update
         ops.add(self.stored, self.update)

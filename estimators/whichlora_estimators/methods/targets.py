@@ -27,14 +27,19 @@ _LAYER_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
 
 def adapted_linears(
-    model: Model, workload: Workload, *, default: tuple[str, ...] | None = None, embeds: bool = False
+    model: Model,
+    workload: Workload,
+    *,
+    default: tuple[str, ...] | None = None,
+    embeds: bool = False,
+    needed: bool = True,
 ) -> list[Linear]:
     """Return the layers that the workload's targets name; output heads only where they are named.
 
     `default` is what PEFT adapts where none are named, if that differs from LoRA's; `embeds` says that the method has
-    adapters of embeddings, which are found by `adapted_embeddings`. Raises BadValue where nothing is meant (names that
-    no module has are passed over as long as another one is found, as PEFT does), and where a module is meant that the
-    method has no adapter for.
+    adapters of embeddings, which are found by `adapted_embeddings`. Raises BadValue where nothing is meant though some is
+    `needed` (names that no module has are passed over as long as something else is adapted, as PEFT does), and where a
+    module is meant that the method has no adapter for.
     """
     targets = _meant(model, workload, default)
     build = model.build
@@ -44,7 +49,7 @@ def adapted_linears(
     if others:
         kinds = "linear layers and embeddings" if embeds else "linear layers"
         raise BadValue(f"{workload.method} adapts {kinds} only", value=others[0], todo="Name others as targets.")
-    if not found and not (embeds and adapted_embeddings(model, workload)):
+    if needed and not found and not (embeds and adapted_embeddings(model, workload)):
         known = sorted({layer.name.rpartition(".")[2] for layer in layers})
         shown = targets if isinstance(targets, str) else ", ".join(targets)
         todo = f"Linear layers of this model: {', '.join(known)}."
@@ -54,6 +59,8 @@ def adapted_linears(
 
 def adapted_embeddings(model: Model, workload: Workload) -> list[Embedding]:
     """Return the tables of embeddings that the workload's targets name."""
+    if workload.targets == ():
+        return []
     targets = _meant(model, workload, None)
     if targets == "all-linear":
         return []
@@ -118,17 +125,21 @@ def tells_layers_apart(workload: Workload) -> bool:
     if isinstance(excluded, str) or (isinstance(targets, str) and targets != "all-linear"):
         return True
     named = (*workload.rank_pattern, *workload.modules_to_save, *excluded)
+    if any(part.isdigit() for name in workload.target_parameters for part in name.split(".")):
+        return True
     names = (*(targets if isinstance(targets, tuple) else ()), *named)
     if workload.layers_to_transform or workload.layer_replication:
         return True
     return any("." in name for name in names)
 
 
-def rank_of(layer: Linear | Embedding, workload: Workload) -> int:
+def rank_of(
+    layer: Linear | Embedding | Stack, workload: Workload, *, name: str | None = None, default: int | None = None
+) -> int:
     """Return a layer's rank: that of the first pattern that matches the end of its name, else that of all layers."""
     patterns: Mapping[str, int] = workload.rank_pattern
-    found = (rank for pattern, rank in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer.name))
-    return next(found, workload.rank)
+    name, default = name or layer.name, default or workload.rank
+    return next((rank for pattern, rank in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), default)
 
 
 def saved_modules(workload: Workload) -> tuple[str, ...]:
@@ -151,6 +162,7 @@ def check_options(method: Method, workload: Workload) -> None:
         "modules_to_save": bool(workload.modules_to_save) and method.trains_base,
         "lora_bias": workload.lora_bias and not method.has_adapter_bias,
         "layer_replication": bool(workload.layer_replication) and not method.has_replication,
+        "target_parameters": bool(workload.target_parameters) and not method.has_parameters,
         "ensure_weight_tying": workload.ensure_weight_tying and not method.has_tying,
         "encoder_hidden_size": workload.encoder_hidden_size is not None and not method.has_encoder,
         "prefix_projection": workload.prefix_projection and not method.has_projection,
@@ -166,11 +178,11 @@ def check_options(method: Method, workload: Workload) -> None:
         raise Unsupported(f"{name} of {method.name}", value=getattr(workload, name), todo=todo)
 
 
-def refuse_bias(modules: Sequence[Embedding | Stack]) -> None:
-    """Refuse `lora_bias` where PEFT has none: of embeddings and of stacked experts. Raises Unsupported."""
-    for module in modules:
+def refuse_bias(tables: Sequence[Embedding]) -> None:
+    """Refuse `lora_bias` of embeddings, which PEFT lacks. Raises Unsupported."""
+    for table in tables:
         todo = "Leave lora_bias out, or name linear layers alone as targets."
-        raise Unsupported("PEFT has lora_bias of linear layers only", value=module.name, todo=todo)
+        raise Unsupported("PEFT has no lora_bias of embeddings", value=table.name, todo=todo)
 
 
 def train_biases(build: Build, kind: str) -> None:

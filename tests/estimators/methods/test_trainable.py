@@ -83,6 +83,13 @@ PARTS: tuple[dict[str, Any], ...] = (
     {"targets": ("q_proj",), "layers_to_transform": (7,)},
     {"layers_to_transform": (1,)},
     {"targets": ("q_proj",), "trainable_tokens": 3},
+    {"target_parameters": ("up_proj.weight", "layers.1.mlp.down_proj.weight")},
+    {"target_parameters": ("q_proj.weight",)},
+    {
+        "targets": (),
+        "target_parameters": ("embed_tokens.weight", "lm_head.weight"),
+        "rank_pattern": {"lm_head.weight": 2},
+    },
     {"layer_replication": ((0, 2), (1, 2))},
     {"lora_bias": True},
     {"exclude_modules": r".*[02]\..*(q_proj|down_proj)", "targets": "all-linear"},
