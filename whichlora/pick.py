@@ -24,7 +24,7 @@ from whichlora_estimators.workload import Workload
 from .pickconfig import CHECKPOINTING_ABOVE, MethodChoice, PickConfig
 from .pickdata import Batches, Schedule, batches_of, schedule, with_data
 from .policy import by_policy
-from .setups import Setup, Widths
+from .setups import Setup, Setups, Widths
 
 Report = Callable[[str], None]
 
@@ -166,7 +166,8 @@ def stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
             prefill_len=prefill_len,
             decode_len=decode_len,
         )
-        yield from _rows(config, shape, workload, [(batch, 1) for batch in config.stage1.batch_sizes], Widths(None))
+        setups = Setups(config.gpu, config.stack, Widths(None))
+        yield from _rows(config, shape, workload, [(batch, 1) for batch in config.stage1.batch_sizes], setups)
 
 
 def stage2_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:
@@ -202,9 +203,9 @@ def _ranks(config: PickConfig, shape: ModelShape, workload: Workload, batches: B
     """Try a setup at every rank, upwards; a method without rank is tried once, and so is what no higher rank can mend."""
     ranks = config.ranks if find_method(workload.method).has_rank else config.ranks[:1]
     sizes = list(product(config.stage2.batch_sizes, config.stage2.accumulations))
-    widths = Widths(batches)
+    setups = Setups(config.gpu, config.stack, Widths(batches), sorted(ranks))
     for place, rank in enumerate(ranks):
-        rows = _rows(config, shape, workload.with_(rank=rank), sizes, widths)
+        rows = _rows(config, shape, workload.with_(rank=rank), sizes, setups)
         yield from rows
         if all(row.process_bytes is not None and row.verdict is Verdict.DOES_NOT_FIT for row in rows):
             why = f"{Verdict.DOES_NOT_FIT.value}: rank {rank} already does not, at any batch size"
@@ -234,7 +235,7 @@ def _variant(config: PickConfig, workload: Workload) -> str:
 
 
 def _rows(
-    config: PickConfig, shape: ModelShape, workload: Workload, sizes: list[tuple[int, int]], widths: Widths
+    config: PickConfig, shape: ModelShape, workload: Workload, sizes: list[tuple[int, int]], setups: Setups
 ) -> list[Row]:
     """Try a setup at every batch size and accumulation; what cannot be predicted is one row that says why."""
     limit_bytes = memory_limit(config, workload.phase)
@@ -245,7 +246,7 @@ def _rows(
         return [replace(blank, rejected=(why,))]
     try:
         check_rank(workload, config.stack)
-        setup = Setup(workload, config.gpu, config.stack, widths)
+        setup = setups.at(workload)
         return [_judged(config, blank, setup, *size) for size in sizes]
     except WhichloraError as error:
         return [replace(blank, rejected=(str(error),))]

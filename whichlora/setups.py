@@ -6,6 +6,8 @@ shorter batches take, as a share of those on the longest one, is worked out once
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from math import ceil
 
 from whichlora_estimators.estimate import Estimate, Times, estimate
@@ -19,15 +21,32 @@ from .pickdata import Batches
 
 
 class Curve:
-    """A workload by its batch size alone: from short timelines where they scale, laid out whole elsewhere."""
+    """A workload by its batch size alone: from short timelines where they scale, laid out whole elsewhere.
 
-    def __init__(self, workload: Workload, gpu: Gpu, stack: Stack) -> None:
-        self.workload, self.gpu, self.stack = workload, gpu, stack
+    Given several `ranks`, ascending, timelines are laid out for all of them at once.
+    """
+
+    def __init__(self, workload: Workload, gpu: Gpu, stack: Stack, ranks: Sequence[int] = ()) -> None:
+        self.workload, self.gpu, self.stack, self.ranks = workload, gpu, stack, ranks
         self.estimates: dict[int, Estimate] = {}
-        try:
-            self.scaled: Scaled | None = Scaled(workload, gpu, stack=stack)
-        except NotAffine:
-            self.scaled = None
+        self.scaled = self._scaled()
+
+    def _scaled(self) -> Scaled | None:
+        for ranks in (self.ranks, ()):  # of what does not grow evenly with the rank, this one's alone
+            try:
+                return Scaled(self.workload, self.gpu, stack=self.stack, ranks=ranks)
+            except NotAffine:
+                continue
+        return None
+
+    def at_rank(self, rank: int) -> Curve:
+        """Return the curve at another rank: from the same timelines, if they were laid out for it."""
+        workload = self.workload.with_(rank=rank)
+        if self.scaled is None or not self.scaled.ranks[0] <= rank <= self.scaled.ranks[1]:
+            return Curve(workload, self.gpu, self.stack)
+        other = copy(self)
+        other.workload, other.estimates, other.scaled = workload, {}, self.scaled.at_rank(rank)
+        return other
 
     @property
     def trainable_params(self) -> int:
@@ -83,10 +102,20 @@ class Widths:
 class Setup:
     """A setup of the search: peaks, times of the step on the longest batch, seconds of an epoch."""
 
-    def __init__(self, workload: Workload, gpu: Gpu, stack: Stack, widths: Widths) -> None:
-        self.workload, self.widths = workload, widths
-        self.once = Curve(workload, gpu, stack)
+    def __init__(self, once: Curve, widths: Widths) -> None:
+        self.once, self.widths = once, widths
         self._twice: Curve | None = None
+
+    @property
+    def workload(self) -> Workload:
+        """The workload, at some batch size."""
+        return self.once.workload
+
+    def at_rank(self, rank: int) -> Setup:
+        """Return the setup at another rank."""
+        other = Setup(self.once.at_rank(rank), self.widths)
+        other._twice = self._twice and self._twice.at_rank(rank)
+        return other
 
     @property
     def trainable_params(self) -> int:
@@ -97,7 +126,8 @@ class Setup:
     def twice(self) -> Curve:
         """The same with two passes to a step: from the second one on gradients are there already."""
         if self._twice is None:
-            self._twice = self.once.with_(accumulation=2)
+            once = self.once
+            self._twice = Curve(once.workload.with_(accumulation=2), once.gpu, once.stack, once.ranks)
         return self._twice
 
     def peak_bytes(self, batch: int, accumulation: int) -> int:
@@ -119,3 +149,18 @@ class Setup:
         shorter_s = longest_s * (1 - self.widths.mean_share(self.once, batch))
         further_s = self.twice.step_s(batch) - longest_s if passes > steps else 0.0
         return steps * longest_s + (passes - steps) * further_s - passes * shorter_s
+
+
+class Setups:
+    """The setups of a search that differ in rank alone: from the timelines of the first that is asked for."""
+
+    def __init__(self, gpu: Gpu, stack: Stack, widths: Widths, ranks: Sequence[int] = ()) -> None:
+        self.gpu, self.stack, self.widths, self.ranks = gpu, stack, widths, ranks
+        self._first: Setup | None = None
+
+    def at(self, workload: Workload) -> Setup:
+        """Return the setup of a workload. Raises WhichloraError for what has no formula."""
+        if self._first is None:
+            self._first = Setup(Curve(workload, self.gpu, self.stack, self.ranks), self.widths)
+            return self._first
+        return self._first.at_rank(workload.rank)

@@ -1,7 +1,9 @@
-"""Any batch size of one setup from four short timelines, for searches over thousands of configurations.
+"""Any batch size and rank of one setup from a few short timelines, for searches over thousands of configurations.
 
 The same setup with another batch size makes the same events in the same order; only sizes differ, and each is affine in
 the batch. So timelines at two batches give every storage's size, and with it the bytes live at every place of the step.
+With the rank it is the same, so that where a search has several, timelines at the lowest and the highest give all between;
+one of those is laid out to see that it is so.
 With one more layer, all places within a section of the step (a layer's forward, a layer's backward, the loss …) shift
 by the same number of bytes, so two shallow depths give the deep one. Both steps are exact, except that short cuts which
 small batches take (a 4-bit product that needs no dequantized copy, say) are not seen, a little too high there, and that
@@ -11,9 +13,9 @@ the added layers' as often as they come; they are computed at powers of two and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 #: The batches that timelines are laid out for.
 BATCHES = (16, 24)
+#: By which share of all bytes a rank in between may be off: partial norms of gradients are counted in chunks.
+RANK_TOLERANCE = 1e-5
 #: How many fields of a kernel are counts; the rest says what kind it is.
 _COUNTS = Kernel._fields.index("dtype")
 
@@ -48,21 +52,30 @@ class NotAffine(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Affine:
-    """Integers as functions of the batch."""
+    """Integers as functions of the batch, and of the rank from the lowest to the highest."""
 
-    base: Ints
-    rise: Ints
+    lowest: tuple[Ints, Ints]  # at the lowest rank, at both batches
+    highest: tuple[Ints, Ints]
+    ranks: tuple[int, int]
 
-    def at(self, batch: int) -> Ints:
-        return self.base + (batch - BATCHES[0]) * self.rise // (BATCHES[1] - BATCHES[0])
+    def at(self, batch: int, rank: int) -> Ints:
+        low = _between(*self.lowest, BATCHES, batch)
+        if self.ranks[0] == self.ranks[1]:
+            return low
+        return _between(low, _between(*self.highest, BATCHES, batch), self.ranks, rank)
 
 
-def _affine(low: Sequence[int], high: Sequence[int]) -> _Affine:
-    """Fit integers seen at the two batches."""
+def _between(low: Ints, high: Ints, places: tuple[int, int], place: int) -> Ints:
+    """Return what lies on the line through two places."""
+    return low + (place - places[0]) * (high - low) // (places[1] - places[0])
+
+
+def _affine(corners: Sequence[Sequence[int]], ranks: tuple[int, int]) -> _Affine:
+    """Fit integers seen at the two batches, for one rank or for two."""
     import numpy as np
 
-    base = np.array(low, dtype=np.int64)
-    return _Affine(base, np.array(high, dtype=np.int64) - base)
+    seen = [np.array(corner, dtype=np.int64) for corner in corners]
+    return _Affine((seen[0], seen[1]), (seen[-2], seen[-1]), ranks)
 
 
 def _counts(kernels: Iterable[Kernel]) -> list[int]:
@@ -70,34 +83,53 @@ def _counts(kernels: Iterable[Kernel]) -> list[int]:
 
 
 class _Depth:
-    """A setup at one number of layers."""
+    """A setup at one number of layers, for the ranks from one to another."""
 
-    def __init__(self, workload: Workload, layers: int, key: str, gpu: Gpu | None, stack: Stack) -> None:
-        config = {**workload.config, key: layers}
+    def __init__(
+        self, workload: Workload, layers: int, key: str, card: Mapping[str, Any], ranks: tuple[int, int]
+    ) -> None:
         import numpy as np
 
-        card: dict[str, Any] = {"stack": stack}
-        if gpu is not None:
-            card |= {"compute_capability": gpu.compute_capability, "multiprocessors": gpu.sm_count}
-        low, high = (lay(workload.with_(batch_size=batch), config, **card) for batch in BATCHES)
-        if low.tape.events != high.tape.events or len(low.tape.kernels) != len(high.tape.kernels):
-            raise NotAffine
-        self.timeline, self.layers = low, layers
+        self.config = {**workload.config, key: layers}
+        corners = [workload.with_(rank=rank, batch_size=batch) for rank in sorted({*ranks}) for batch in BATCHES]
+        laid = [lay(corner, self.config, **card) for corner in corners]
+        low, tapes = laid[0], [timeline.tape for timeline in laid]
+        for tape in tapes[1:]:
+            if low.tape.events != tape.events or len(low.tape.kernels) != len(tape.kernels):
+                raise NotAffine
+        self.timeline, self.layers, self.ranks = low, layers, ranks
+        self.params = laid[0].trainable_params, laid[-1].trainable_params
         self.events = np.array(low.events(), dtype=np.int64)
-        self.sizes = _affine(low.tape.sizes, high.tape.sizes)
-        pairs = list(zip(low.tape.kernels, high.tape.kernels, strict=True))
-        distinct = dict.fromkeys(pairs)  # the same launches come again and again
-        self.counts = _affine(*map(_counts, zip(*distinct, strict=True)))
-        self.kinds = [kernel[_COUNTS:] for kernel, _ in distinct]
-        numbers = {pair: number for number, pair in enumerate(distinct)}
-        self.numbers = [numbers[pair] for pair in pairs]
+        self.sizes = _affine([tape.sizes for tape in tapes], ranks)
+        launches = list(zip(*(tape.kernels for tape in tapes), strict=True))
+        distinct = dict.fromkeys(launches)  # the same launches come again and again
+        self.counts = _affine([_counts(kernels) for kernels in zip(*distinct, strict=True)], ranks)
+        self.kinds = [kernels[0][_COUNTS:] for kernels in distinct]
+        numbers = {kernels: number for number, kernels in enumerate(distinct)}
+        self.numbers = [numbers[kernels] for kernels in launches]
         self.starts, self.sections = _sections(self.timeline, layers)
 
-    def section_peaks(self, batch: int) -> dict[tuple[str, str], int]:
+    def check(self, workload: Workload, card: Mapping[str, Any]) -> None:
+        """Compare with a timeline at a rank in between, where clipping's few bytes may be others. Raises NotAffine."""
+        tape, rank = lay(workload.with_(batch_size=BATCHES[0]), self.config, **card).tape, workload.rank
+        if tape.events != self.timeline.tape.events or tape.kernels != self.kernels(BATCHES[0], rank):
+            raise NotAffine
+        off = sum(
+            abs(size - expected) for size, expected in zip(tape.sizes, self.sizes.at(BATCHES[0], rank), strict=True)
+        )
+        if off > RANK_TOLERANCE * sum(tape.sizes):
+            raise NotAffine
+
+    def trainable_params(self, rank: int) -> int:
+        """Count the elements that train."""
+        low, high = self.params
+        return low if low == high else low + (rank - self.ranks[0]) * (high - low) // (self.ranks[1] - self.ranks[0])
+
+    def section_peaks(self, batch: int, rank: int) -> dict[tuple[str, str], int]:
         """Return the highest live bytes within each section."""
         import numpy as np
 
-        sizes = -(-self.sizes.at(batch) // BLOCK_BYTES) * BLOCK_BYTES
+        sizes = -(-self.sizes.at(batch, rank) // BLOCK_BYTES) * BLOCK_BYTES
         frees = self.events < 0
         live = np.cumsum(np.where(frees, -sizes[~self.events], sizes[self.events]))
         highest = np.maximum.reduceat(live, self.starts)
@@ -107,9 +139,9 @@ class _Depth:
                 peaks[section] = max(peak, peaks.get(section, 0))
         return peaks
 
-    def kernels(self, batch: int) -> list[Kernel]:
-        """Return the launches at a batch size."""
-        rows = self.counts.at(batch).reshape(-1, _COUNTS).tolist()
+    def kernels(self, batch: int, rank: int) -> list[Kernel]:
+        """Return the launches at a batch size and rank."""
+        rows = self.counts.at(batch, rank).reshape(-1, _COUNTS).tolist()
         distinct = [Kernel._make((*row, *kind)) for row, kind in zip(rows, self.kinds, strict=True)]
         return [distinct[number] for number in self.numbers]
 
@@ -158,12 +190,15 @@ def _from_nearer_end(label: str, layers: int) -> str:
 
 
 class Scaled:
-    """One setup — model, method, lengths, precision … — at any batch size, on a card (an A100 unless told).
+    """One setup — model, method, rank, lengths, precision … — at any batch size, on a card (an A100 unless told).
 
-    Raises NotAffine where the setup does not scale, and what `lay` raises.
+    Given several `ranks`, ascending, `at_rank` tells of the same setup at others of them. Raises NotAffine where the setup
+    does not scale, and what `lay` raises.
     """
 
-    def __init__(self, workload: Workload, gpu: Gpu | None = None, *, stack: Stack = NEWEST_STACK) -> None:
+    def __init__(
+        self, workload: Workload, gpu: Gpu | None = None, *, stack: Stack = NEWEST_STACK, ranks: Sequence[int] = ()
+    ) -> None:
         family = find_family(str(workload.config.get("model_type")))
         config = family.read(workload.config)
         self.layers, period = config.count(family.layers_key), family.period(config)
@@ -171,19 +206,33 @@ class Scaled:
         deeper = shallow + period
         if self.layers < deeper or tells_layers_apart(workload):
             raise NotAffine
-        self.depths = [_Depth(workload, layers, family.layers_key, gpu, stack) for layers in (shallow, deeper)]
+        card: dict[str, Any] = {"stack": stack}
+        if gpu is not None:
+            card |= {"compute_capability": gpu.compute_capability, "multiprocessors": gpu.sm_count}
+        self.rank, known = workload.rank, ranks or [workload.rank]
+        ends = known[0], known[-1]
+        self.ranks = ends
+        self.depths = [_Depth(workload, layers, family.layers_key, card, ends) for layers in (shallow, deeper)]
+        if len(known) > len(ends):
+            self.depths[0].check(workload.with_(rank=known[len(known) // 2]), card)
         self.steps = (self.layers - shallow) // period
         self.known_times: dict[tuple[int, str], Times] = {}
 
-    @cached_property
+    def at_rank(self, rank: int) -> Scaled:
+        """Return the same setup at another of its ranks."""
+        other = copy(self)
+        other.rank, other.known_times = rank, {}
+        return other
+
+    @property
     def trainable_params(self) -> int:
         """Count the elements that train."""
-        shallow, deeper = (depth.timeline.trainable_params for depth in self.depths)
-        return int(shallow + self.steps * (deeper - shallow))
+        shallow, deeper = (depth.trainable_params(self.rank) for depth in self.depths)
+        return shallow + self.steps * (deeper - shallow)
 
     def allocated_peak_bytes(self, batch_size: int) -> int:
         """Return the peak of allocated bytes at this batch size."""
-        shallow, deeper = (depth.section_peaks(batch_size) for depth in self.depths)
+        shallow, deeper = (depth.section_peaks(batch_size, self.rank) for depth in self.depths)
         return max(int(peak + self.steps * (deeper[section] - peak)) for section, peak in shallow.items())
 
     def times(self, batch_size: int, gpu: Gpu) -> Times:
@@ -202,9 +251,9 @@ class Scaled:
 
     def _deep_times(self, batch_size: int, gpu: Gpu) -> Times:
         """Lay the launches of both depths out on the card, and those of the added layers as often as the model has them."""
-        launched = [depth.kernels(batch_size) for depth in self.depths]
+        launched = [depth.kernels(batch_size, self.rank) for depth in self.depths]
         timelines = [depth.timeline for depth in self.depths]
-        if any(kernel.dtype == WAITS for kernel in launched[1]):  # the lanes are level at each: times add up
+        if any(WAITS in kind for kind in self.depths[1].kinds):  # the lanes are level at each: times add up
             shallow, deeper = (times_of(each, kernels, gpu) for each, kernels in zip(timelines, launched, strict=True))
             return shallow.extended(deeper, self.steps)
         roofline = Roofline(gpu)

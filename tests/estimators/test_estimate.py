@@ -16,7 +16,7 @@ from whichlora_estimators.estimate import estimate, find_peak
 from whichlora_estimators.families import all_families
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.methods import all_methods
-from whichlora_estimators.scaled import NotAffine, Scaled
+from whichlora_estimators.scaled import RANK_TOLERANCE, NotAffine, Scaled
 from whichlora_estimators.tape import Leaf
 from whichlora_estimators.timeline import lay
 from whichlora_estimators.workload import PHASES, TASKS, Workload
@@ -146,6 +146,25 @@ def test_scaled_times_are_those_of_whole_timelines(workload: Workload) -> None:
     names = ("step_s",) if workload.phase == "train" else ("prefill_s", "decode_s_per_token")
     for name in names:
         assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=0.02)
+
+
+@pytest.mark.parametrize("method", sorted(name for name, each in all_methods().items() if each.has_rank))
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_ranks_share_their_timelines(method: str, quantization: str) -> None:
+    """What timelines at two ranks tell of those between is what their own ones tell, or they refuse to tell it."""
+    setup = {"method": method, "quantization": quantization, "clip_grad_norm": 1.0}
+    workload = Workload(model="small", config=QWEN2, seq_len=64, **setup)
+    ranks = (4, 8, 12, 16, 24)
+    try:
+        shared = Scaled(workload.with_(rank=4), GPU, ranks=ranks)
+    except NotAffine:
+        assert method in {"adalora", "vera"}  # products of two ranks; matrices that all layers share
+        return
+    for rank in ranks:
+        own, found = Scaled(workload.with_(rank=rank), GPU), shared.at_rank(rank)
+        assert found.trainable_params == own.trainable_params
+        assert found.allocated_peak_bytes(3) == pytest.approx(own.allocated_peak_bytes(3), rel=RANK_TOLERANCE)
+        assert found.times(3, GPU) == own.times(3, GPU)
 
 
 QWEN2 = {
