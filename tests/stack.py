@@ -1,9 +1,8 @@
-"""What tests of the real libraries share: folders that are nobody's own, and a word where a library is missing."""
+"""What tests of the real libraries share: a store of their own, and a word where a library is missing."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,11 +17,8 @@ def needs(*packages: str) -> None:
 
 
 @contextmanager
-def own_folders(factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """Store nothing in the user's store, and compile into a cache that all processes of these tests share."""
-    base = factory.getbasetemp()
-    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+def own_store(factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """Begin with an empty store, which knows nothing of what other tests ran."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WHICHLORA_CACHE_DIR", str(session / "cache"))
         patch.setenv("WHICHLORA_DB", str(factory.mktemp("store") / "profiles.duckdb"))
         yield patch

@@ -12,7 +12,7 @@ import pytest
 from whichlora import config_from_fields, pick
 from whichlora.plan import write_outputs
 
-from ..stack import needs, own_folders
+from ..stack import needs, own_store
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "examples" / "data" / "units.jsonl"
@@ -20,10 +20,10 @@ VOCABULARY = 600
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Leave the user's cache and store alone, and ask no network."""
+def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Begin with an empty store, and ask no network."""
     needs("torch", "transformers", "peft", "accelerate")
-    with own_folders(tmp_path_factory) as patch:
+    with own_store(tmp_path_factory) as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 

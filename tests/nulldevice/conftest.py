@@ -15,7 +15,7 @@ import pytest
 
 from whichlora_estimators.gpus import Gpu, all_gpus
 
-from ..stack import needs, own_folders
+from ..stack import needs, own_store
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("WHICHLORA_TEST_PYTHON", sys.executable))  # whose PyTorch the programs run on
@@ -70,10 +70,10 @@ def card(capability: str = "8.0", *, gib: float = 80) -> Gpu:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Leave the user's cache alone, and ask no network."""
+def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Begin with an empty store, and ask no network."""
     needs("torch")
-    with own_folders(tmp_path_factory) as patch:
+    with own_store(tmp_path_factory) as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("TRANSFORMERS_VERBOSITY", "error")
         yield
@@ -90,7 +90,7 @@ def variables(gpu: Gpu | None = None, *, extra: dict[str, str] | None = None, **
 
 
 @pytest.fixture(scope="session")
-def on_null(_own_folders: None) -> Callable[..., Ran]:
+def on_null(_own_store: None) -> Callable[..., Ran]:
     """Return a function that runs a program on a card and returns what it left; the program fills the dict `result`."""
 
     def run(program: str, gpu: Gpu | None = None, **options: Any) -> Ran:
@@ -104,7 +104,7 @@ def on_null(_own_folders: None) -> Callable[..., Ran]:
 
 
 @pytest.fixture(scope="module")
-def on_torch(_own_folders: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ran]]:
+def on_torch(_own_store: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ran]]:
     """Return a function like that of `on_null`, whose programs run in copies of a process that has imported PyTorch.
 
     The device reads its card when CUDA is first used, which the process that is copied never does.

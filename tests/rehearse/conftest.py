@@ -11,7 +11,7 @@ import pytest
 
 from whichlora_estimators.workload import Workload
 
-from ..stack import needs, own_folders
+from ..stack import needs, own_store
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "benchmarks" / "rehearsed.jsonl"
@@ -39,8 +39,8 @@ def golden_lines(*ids: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Leave the user's cache and store alone."""
+def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Begin with an empty store."""
     needs("torch", "transformers", "peft", "bitsandbytes")
-    with own_folders(tmp_path_factory):
+    with own_store(tmp_path_factory):
         yield

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from benchmarks.waiting import until
 from whichlora.cli import main
 
-from ..finetune.conftest import UNITS, _own_folders, small_model
+from ..finetune.conftest import UNITS, _own_store, small_model
 from ..slurm.cluster import Slurm, slurm
 
-__all__ = ["_own_folders", "slurm", "small_model"]
+__all__ = ["_own_store", "slurm", "small_model"]
 pytestmark = pytest.mark.stack
 TYPES = ("a100", "rtx4090")
 

@@ -13,7 +13,7 @@ from whichlora.plan import Candidate, Plan, read_plan, write_outputs
 from whichlora_estimators.workload import Workload
 
 from ..rehearse.conftest import TINY as TINY
-from ..rehearse.conftest import _own_folders as _own_folders  # an own cache and store, and the libraries are needed
+from ..rehearse.conftest import _own_store as _own_store  # an empty store, and the libraries are needed
 from ..rehearse.conftest import tiny
 
 PLAN = {
