@@ -357,8 +357,7 @@ def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape, *
     model = build_model(workload, tape, config)
     tape.period = 0 if whole else model.period(model.config)
     tape.autocast = AUTOCAST.get(workload.precision)
-    context = Context(attention=workload.attention, padded=workload.masked, training=False)
-    model.make_caches(workload, context)
+    context = _inference(model, workload)
     ids = token_ids(tape, workload.batch_size, workload.prefill_len)
     held = [] if workload.task == "causal" else [ids]  # a causal prompt goes over into longer ids
     held += [token_ids(tape, *ids.shape)] if workload.masked else []
@@ -367,6 +366,13 @@ def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape, *
         tape.mark("prefill")
         logits, ids = model.prefill(ids, context, last_only=workload.last_logits_only)
         timeline.order.append(recorder.cut("prefill"))
+        if workload.passes > 1:
+            kept = [logits] if workload.task == "token-cls" else [logits, context]  # such an output holds no cache
+            context = _inference(model, workload)
+            tape.mark("prefill")
+            logits, ids = model.prefill(ids, context, last_only=workload.last_logits_only)
+            timeline.order.append(recorder.cut("prefill again"))
+            del kept
         timeline.skipped_decode_steps = max(0, workload.decoded - DECODE_STEPS)
         for index in range(min(workload.decoded, DECODE_STEPS)):
             tape.mark("decode")
@@ -383,6 +389,12 @@ def _lay_generation(workload: Workload, config: Mapping[str, Any], tape: Tape, *
     _put_in_layers(timeline, timeline.order)
     del logits, held
     return timeline
+
+
+def _inference(model: Model, workload: Workload) -> Context:
+    context = Context(attention=workload.attention, padded=workload.masked, training=False)
+    model.make_caches(workload, context)
+    return context
 
 
 def _skip(cache: Cache | None, tokens: int) -> None:

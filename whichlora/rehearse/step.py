@@ -254,15 +254,16 @@ def _generate(workload: Workload, recorder: Recorder, clock: Clock | None) -> No
         once(recorder.phase)
         recorder.count_process()
         if clock:
-            _time_generations(once, recorder, clock)
+            _time_generations(once, workload.passes, recorder, clock)
 
 
 def _generation(inference: _Reading, workload: Workload, phase: Phase, device: str) -> None:
     """Run the first pass, then one token at a time, each the likeliest."""
     import torch
 
-    with phase("prefill"), _autocast(workload, device):
-        output, ids = inference.begin()
+    for _ in range(workload.passes):  # a second one while the output of the first is held
+        with phase("prefill"), _autocast(workload, device):
+            output, ids = inference.begin()
     for _ in range(workload.decoded):
         with phase("decode"), _autocast(workload, device):
             token = output.logits[:, -1:].argmax(-1)
@@ -327,8 +328,8 @@ class _Answering(_Reading):
 _INFERENCES = {"causal": _Writing, "seq2seq": _Answering}
 
 
-def _time_generations(generation: Callable[[Phase], None], recorder: Recorder, clock: Clock) -> None:
-    """Time whole generations, one after the other: each prefill, and each token that is decoded after it."""
+def _time_generations(generation: Callable[[Phase], None], passes: int, recorder: Recorder, clock: Clock) -> None:
+    """Time whole generations, one after the other: each of the first `passes`, and each token that is decoded after it."""
     recorder.current = TIMING
     marks: list[Any] = []
 
@@ -342,10 +343,10 @@ def _time_generations(generation: Callable[[Phase], None], recorder: Recorder, c
     for _ in range(clock.steps):
         marks[:] = [clock.mark()]
         generation(marked)
-        prefill_s, *tokens_s = clock.between_s(marks)
-        recorder.times.setdefault("prefill", []).append(prefill_s)
-        if tokens_s:
-            recorder.times.setdefault("decode_per_token", []).extend(tokens_s)
+        seconds = clock.between_s(marks)
+        recorder.times.setdefault("prefill", []).extend(seconds[:passes])
+        if seconds[passes:]:
+            recorder.times.setdefault("decode_per_token", []).extend(seconds[passes:])
     recorder.count_process()
     recorder.current = ""
 

@@ -10,7 +10,7 @@ from whichlora_estimators.estimate import estimate
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.scaled import Scaled
 from whichlora_estimators.timeline import Timeline, lay
-from whichlora_estimators.workload import Workload, workload_from_json
+from whichlora_estimators.workload import GENERATED, Workload, workload_from_json
 
 from ..golden import allocated_peak_bytes, check_golden, golden_lines
 
@@ -18,7 +18,7 @@ CASES = Path(__file__).with_name("golden_inference.jsonl")
 CARD = find_gpu("a100-sxm-80gb")
 WORKLOADS = [workload_from_json(line) for line in golden_lines(CASES)]
 ANSWERING = [workload for workload in WORKLOADS if workload.task == "seq2seq"]
-READING = [workload for workload in WORKLOADS if workload.task != "seq2seq"]
+READING = [workload for workload in WORKLOADS if workload.task not in GENERATED and not workload.previous_kept]
 T5 = {
     "model_type": "t5",
     "d_model": 64,
@@ -112,3 +112,25 @@ def test_searches_find_what_whole_timelines_do(workload: Workload) -> None:
         assert scaled.allocated_peak_bytes(batch) == pytest.approx(found.peak.live_bytes, rel=0.01)
         assert scaled.times(batch, CARD).prefill_s == pytest.approx(found.times.prefill_s, rel=0.05)
         assert (scaled.times(batch, CARD).decode_s_per_token is None) == (found.times.decode_s_per_token is None)
+
+
+@pytest.mark.parametrize("workload", READING, ids=named)
+def test_an_output_that_is_held_takes_what_it_is(workload: Workload) -> None:
+    """A pass beside the output of the one before takes that much more: all logits, and a cache where it is returned."""
+    held = lay(workload.with_(previous_kept=True))
+    assert [segment.label for segment in held.order] == ["prefill", "prefill again"]
+    more = allocated_peak_bytes(held) - allocated_peak_bytes(lay(workload))
+    assert more >= 0
+    if workload.task == "masked-lm":
+        element_bytes = 4 if workload.precision == "fp32" else 2
+        logits_bytes = workload.batch_size * workload.prefill_len * int(workload.config["vocab_size"]) * element_bytes
+        assert more == pytest.approx(logits_bytes, rel=0.05)
+
+
+def test_an_output_of_an_answer_is_not_held() -> None:
+    """What `generate` returns are tokens: the field means nothing there, nor where a causal model decodes."""
+    causal = WORKLOADS[-1].with_(decode_len=3, previous_kept=False)
+    for workload in (SEQ2SEQ, SEQ2SEQ.with_(decode_len=1), causal):
+        one, other = lay(workload), lay(workload.with_(previous_kept=True))
+        assert (one.tape.sizes, one.events()) == (other.tape.sizes, other.events())
+    assert lay(causal.with_(decode_len=1, previous_kept=True)).order[1].label == "prefill again"
