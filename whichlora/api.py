@@ -100,4 +100,5 @@ def answer(prediction: Prediction) -> dict[str, Any]:
         "breakdown": found.breakdown,
         "evidence": prediction.evidence,
         "time_evidence": next((span.evidence for span in prediction.times.values()), None),
+        "caveats": list(prediction.caveats),
     }

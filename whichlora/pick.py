@@ -6,7 +6,7 @@ exceed the memory, and ranks above one that does not fit at any batch size. `pol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -17,10 +17,12 @@ from whichlora_estimators.gpus import context_bytes
 from whichlora_estimators.methods import find_method
 from whichlora_estimators.models import ModelShape, load_model
 from whichlora_estimators.ranks import check_rank
+from whichlora_estimators.stack import Stack
 from whichlora_estimators.timeline import count_parameters
 from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_estimators.workload import Workload
 
+from .notes import notes
 from .pickconfig import CHECKPOINTING_ABOVE, MethodChoice, PickConfig
 from .pickdata import Batches, Schedule, batches_of, schedule, with_data
 from .policy import by_policy
@@ -150,6 +152,11 @@ def serving_rows(result: PickResult, model: str) -> list[Row]:
     """Return the inference of a kept model that is to be run: what may satisfy the limits, the quickest first."""
     rows = [row for row in result.stage1 if row.model == model and (not row.rejected or row.undecided)]
     return sorted(rows, key=lambda row: (bool(row.rejected), row.time_s or 0.0))
+
+
+def row_notes(rows: Iterable[Row], stack: Stack) -> dict[str, list[str]]:
+    """Return what one would not expect of the configurations that have numbers, each sentence with its models."""
+    return notes((row.workload for row in rows if row.process_bytes is not None), stack)
 
 
 def stage1_rows(config: PickConfig, shape: ModelShape) -> Iterator[Row]:

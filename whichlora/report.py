@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .advice import Advice
-from .pick import PickResult, Row
+from .pick import PickResult, Row, row_notes
 from .report_advice import advice_list, data_figure, frontier_table, rank_figure
 from .report_answer import asked, assumptions, breakdown, headline, numbers, title, training
 from .report_charts import (
@@ -39,6 +39,7 @@ def _body(result: PickResult, advice: Advice | None, measured: Sequence[Pair]) -
     parts = [headline(result), asked(result)]
     if result.choice is not None and result.prediction is not None:
         parts += [numbers(result, result.choice, result.prediction), training(result)]
+        parts += [paragraph(f"{text[0].upper()}{text[1:]}.") for text in result.prediction.caveats]
         parts.append(breakdown(result, result.prediction))
     if advice is not None and (said := advice_list(advice)):
         parts.append(section("What it hangs on", said))
@@ -46,7 +47,7 @@ def _body(result: PickResult, advice: Advice | None, measured: Sequence[Pair]) -
         note = "No other configuration is at least as large, as lean and as quick. Differences below a percent count as none."
         parts.append(section("The frontier", paragraph(note), frontier_table(result)))
     note = "Largest first. Both stages count configurations that satisfy their limits, out of those tried."
-    parts.append(section("Every model", paragraph(note), models_table(result, stages)))
+    parts.append(section("Every model", paragraph(note), models_table(result, stages), *_notes(result)))
     parts += [_charts(result, stage) for stage in stages if stage.rows]
     parts += _costs(result, advice)
     parts += _measured(measured)
@@ -55,6 +56,12 @@ def _body(result: PickResult, advice: Advice | None, measured: Sequence[Pair]) -
         parts.append(section(f"All configurations of {stage.title.lower()}", table))
     parts.append(assumptions(result))
     return "\n".join(parts)
+
+
+def _notes(result: PickResult) -> Iterator[str]:
+    """Say below the table what one would not expect of the configurations that were tried."""
+    for text, models in row_notes((*result.stage1, *result.stage2), result.config.stack).items():
+        yield paragraph(f"{', '.join(models)}: {text}.")
 
 
 def _measured(found: Sequence[Pair]) -> Iterator[str]:

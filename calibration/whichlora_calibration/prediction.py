@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from whichlora_estimators.caveats import caveats
 from whichlora_estimators.estimate import Estimate, Times, estimate
 from whichlora_estimators.gpus import Gpu
 from whichlora_estimators.roofline import TimeSpan, time_span
@@ -42,7 +43,8 @@ class Prediction:
     """What is expected of a workload on a card: bytes and seconds with their intervals, the verdict, the evidence.
 
     `estimate` is the formula's part, itemised; the rest is corrected by what was measured, where that is better.
-    `evidence` is that of the bytes. `times` has `step`, or `prefill` and `decode` (of a token).
+    `evidence` is that of the bytes. `times` has `step`, or `prefill` and `decode` (of a token). `caveats` are sentences
+    about what one would not expect of the workload.
     """
 
     estimate: Estimate
@@ -52,6 +54,7 @@ class Prediction:
     times: Mapping[str, TimeSpan]
     verdict: Verdict
     evidence: str = "formula"
+    caveats: tuple[str, ...] = ()
 
     @property
     def expected(self) -> Times:
@@ -97,6 +100,7 @@ def predict(workload: Workload, gpu: Gpu, *, stack: Stack = NEWEST_STACK, correc
         times=corrected_times(found.times, workload, gpu, stack=stack, correction=used),
         verdict=judge(allocated.low_bytes + found.context_bytes, process.high_bytes, gpu.total_bytes),
         evidence=corrector.evidence,
+        caveats=caveats(workload, stack),
     )
 
 

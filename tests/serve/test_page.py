@@ -100,6 +100,20 @@ def test_choose_slide_click_and_run(page: Any, server: Running, tmp_path: Path) 
     assert allocated[1] in run([sys.executable, "-m", *command], tmp_path)
 
 
+def test_what_one_would_not_expect_is_said(page: Any, server: Running) -> None:
+    """A mixture of experts, were it among the models, has its caveats beside its numbers, a dense model none."""
+    opened(page, server, "#gpu=h200-sxm-141gb&methods=qlora&hours=1000")
+    page.evaluate(
+        "() => { document.getElementById('choose').dataset.models = 'Qwen/Qwen1.5-MoE-A2.7B Qwen/Qwen2.5-0.5B';"
+        " document.getElementById('rank').dispatchEvent(new Event('change')); }"
+    )
+    for name, said in (("Qwen1.5-MoE-A2.7B", True), ("Qwen2.5-0.5B", False)):
+        page.locator("#rows tr").filter(has_text=name).locator("button").first.click()
+        sync_api.expect(page.locator("#detail-name")).to_contain_text(name)
+        sync_api.expect(page.locator("#detail-caveats")).to_be_visible(visible=said)
+        assert ("quantises none of the experts" in page.text_content("#detail-caveats")) == said
+
+
 def test_copied_config_and_job_choose_the_same(page: Any, server: Running, tmp_path: Path) -> None:
     """The copied config, and the job script with it inside, have pick choose what was clicked, within the same limits."""
     detailed(page, server, "#token_ms=12&memory=50&hours=4")
@@ -143,11 +157,14 @@ def test_an_address_brings_the_choice_back(page: Any, server: Running) -> None:
 def test_what_is_open_follows_the_limits(page: Any, server: Running) -> None:
     """Twice the epochs take twice the time, also below a row that was opened before; another card closes it."""
     detailed(page, server)
-    steps = re.compile(r"([0-9,]+) steps")
-    before = int(steps.search(page.text_content("#detail-cards"))[1].replace(",", ""))
+
+    def steps() -> int:
+        (found,) = re.findall(r"([0-9,]+) steps", page.text_content("#detail-cards"))
+        return int(found.replace(",", ""))
+
+    before = steps()
     slide(page, "epochs", 2)
-    after = int(steps.search(page.text_content("#detail-cards"))[1].replace(",", ""))
-    assert after == 2 * before
+    assert steps() == 2 * before
     assert "epochs: 2" in page.text_content("#config")
     page.select_option("#gpu", "l4")
     page.wait_for_selector("#detail", state="hidden")

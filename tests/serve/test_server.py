@@ -64,6 +64,22 @@ def test_estimates_are_the_library_s(server: Running) -> None:
             assert found.json() == json.loads(json.dumps(expected))
 
 
+def test_caveats_of_mixtures_are_in_answers_and_beside_other_models(server: Running) -> None:
+    """An estimate, an exploration and the comparison say of a mixture what one would not expect, and nothing of others."""
+    mixture, said = "Qwen/Qwen1.5-MoE-A2.7B", "quantises none of the experts"
+    with server.client() as client:
+        for model, there in ((mixture, True), (SMALL, False)):
+            fields = {"gpu": "h200-sxm-141gb", "model": model, "method": "qlora"}
+            assert [said in text for text in client.post("/v1/estimate", json=fields).json()["caveats"]] == [
+                True
+            ] * there
+            asked = {"gpu": "h200-sxm-141gb", "models": [model], "methods": ["qlora"]}
+            rows = client.post("/v1/explore", json=asked).json()["rows"]
+            assert all(("caveats" in row) == there for row in rows)
+            page = client.get("/compare", params={"gpu": "h200-sxm-141gb", "model": model}).text
+            assert (said in page) == there == ("worth knowing" in page)
+
+
 def test_many_estimates_each_say_what_is_wrong(server: Running) -> None:
     """Of several workloads, one that is refused keeps nobody else from an answer, and order is kept."""
     good, bad = {"gpu": CARD, "model": SMALL}, {"gpu": CARD, "model": "no/such-model"}

@@ -12,7 +12,6 @@ from whichlora_estimators.errors import UnknownName
 from whichlora_estimators.models import bundled_model, load_model
 from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_profiles_db import Remote, RemoteError, open_remote
-from whichlora_profiles_db.http_remote import HttpRemote
 from whichlora_profiles_db.remotes import Folder
 
 from ..api import SCHEMA
@@ -40,6 +39,8 @@ def echo_answers(
     server: str, token: str | None, requests: Sequence[dict[str, Any]], *, as_json: bool, offline: bool
 ) -> None:
     """Have a server predict, and print what it says. Raises RemoteError."""
+    from whichlora_profiles_db.http_remote import HttpRemote
+
     remote = HttpRemote(server, token=token)
     full = [fields | _model(fields["model"], offline) for fields in requests]
     answers: list[dict[str, Any]] = []
@@ -48,6 +49,8 @@ def echo_answers(
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "server": remote.url, "predictions": answers}, indent=1))
         return
+    for text in dict.fromkeys(f"{each['model']}: {text}" for each in answers for text in each.get("caveats", ())):
+        click.echo(text, err=True)
     headers = ("model", "gpu", "batch", "allocated", "reserved", "process", "verdict", "time", "evidence")
     rows = [_cells(*each) for each in zip(requests, answers, strict=True)]
     click.echo(table(headers, rows, right=range(2, 6)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from whichlora_calibration import CURRENT, Choice, Prediction, predict
-from whichlora_estimators.caveats import caveats
 from whichlora_estimators.errors import BadValue
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.models import load_model
@@ -20,6 +19,7 @@ from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_estimators.workload import ATTENTIONS, GENERATED, PRECISIONS, Workload
 
 from ..api import SCHEMA, answer, answer_lines, make_workload
+from ..notes import notes
 from ..pickconfig import MethodChoice
 from .asking import echo_answers, token_option
 from .hours import (
@@ -129,9 +129,8 @@ def estimate(
         )
         return
     stack = parse_stack(options["stack"])
-    asked = list(_combinations(models, options))
-    for text in dict.fromkeys(f"{workload.model}: {each}" for workload in asked for each in caveats(workload, stack)):
-        click.echo(text, err=True)
+    asked = list(combinations(models, options))
+    tell_notes(asked, stack, set())
     if wants_processor(gpus):
         echo_times(asked, setup_text, as_json=as_json)
         return
@@ -160,14 +159,29 @@ def _requests(models: tuple[str, ...], gpus: tuple[str, ...], options: dict[str,
     ]
 
 
-def _combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
+def combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
+    """Yield the workload of each model and each combination of options; what is not in a model's numbers is told."""
     for name in models:
         shape = load_model(name, offline=options["offline"])
         if shape.caveat:
             click.echo(f"{shape.name}: {shape.caveat}", err=True)
         for setup in setups(options):
-            setup = longest_batch(with_shots(setup, options), options["known_lengths"], options)
+            setup = longest_batch(with_shots(setup, options), options.get("known_lengths"), options)
             yield make_workload(shape, **setup)
+
+
+def tell_notes(workloads: Sequence[Workload], stack: Stack, told: set[str]) -> None:
+    """Tell what one would not expect of workloads under a stack, but what was `told`."""
+    for text, models in notes(workloads, stack).items():
+        echo_new((f"{model}: {text}" for model in models), told)
+
+
+def echo_new(lines: Iterable[str], told: set[str]) -> None:
+    """Say on stderr what was not `told` yet, and remember it."""
+    for line in lines:
+        if line not in told:
+            click.echo(line, err=True)
+        told.add(line)
 
 
 def setups(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -301,7 +315,9 @@ def _echo_workloads(path: Path, gpus: tuple[str, ...], as_json: bool, stack: Sta
     gpu = find_gpu(gpus[0] if gpus else WORKLOADS_GPU)
     if not gpus:
         click.echo(f"times and context are those of {gpu.name}; --gpu names another card", err=True)
+    told: set[str] = set()
     for found in answer_lines(read_lines(path), gpu, stack=stack, correction=correction):
+        echo_new((f"{found['model']}: {text}" for text in found.get("caveats", ())), told)
         if as_json:
             click.echo(json.dumps(found))
         elif "error" in found:

@@ -199,7 +199,7 @@ def span(found: TimeSpan | None) -> str:
 
 def with_shots(setup: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Lengthen the prompt by in-context examples."""
-    if not options["shots"] or "prefill_len" not in setup:
+    if not options.get("shots") or "prefill_len" not in setup:
         return setup
     longer = with_examples(setup["prefill_len"], shots=options["shots"], shot_tokens=options["shot_tokens"])
     return {**setup, "prefill_len": longer}

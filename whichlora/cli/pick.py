@@ -10,13 +10,15 @@ from typing import Any
 
 import click
 
+from whichlora_estimators.caveats import caveats
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.methods import find_method
+from whichlora_estimators.stack import Stack
 from whichlora_estimators.units import format_bytes, format_seconds
 from whichlora_profiles_db import open_store
 
 from ..advice import Advice, Relaxation, advise
-from ..pick import PickResult, Row
+from ..pick import PickResult, Row, row_notes
 from ..pick import pick as search
 from ..pickconfig import read_config
 from ..policy import frontier
@@ -104,10 +106,12 @@ def _checked(result: PickResult, where: str, db: Path | None) -> PickResult:
 
 def answer(result: PickResult, advice: Advice | None) -> dict[str, Any]:
     """Return the choice, the frontier and the advice for machines; of models their names, not their configs."""
+    stack = result.config.stack
 
     def row(each: Row) -> dict[str, Any]:
         plain: dict[str, Any] = to_json(each)
         del plain["workload"]["config"]
+        plain["caveats"] = list(caveats(each.workload, stack))
         return plain | {"step_s": each.step_s, "time_s": each.time_s, "effective_batch": each.effective_batch}
 
     return {
@@ -115,13 +119,17 @@ def answer(result: PickResult, advice: Advice | None) -> dict[str, Any]:
         "kept": list(result.kept),
         "choice": None if result.choice is None else row(result.choice),
         "frontier": [row(each) for each in frontier(result.stage2)],
+        "notes": [
+            {"text": text, "models": models}
+            for text, models in row_notes((*result.stage1, *result.stage2), stack).items()
+        ],
         "advice": None if advice is None else to_json(advice, {Row: row}),
     }
 
 
 def _texts(result: PickResult, advice: Advice | None, show_all: bool) -> Iterator[str]:
     for title, rows in (("Stage 1: inference", result.stage1), ("Stage 2: fine-tuning", result.stage2)):
-        yield f"{title}\n{_stage(rows, SHOWN if not show_all else len(rows))}"
+        yield "\n".join([title, _stage(rows, SHOWN if not show_all else len(rows)), *_notes(rows, result.config.stack)])
     best = frontier(result.stage2)
     if len(best) > 1:
         yield f"Frontier: no other is at least as large, lean and quick\n{_stage(tuple(best), FRONTIER_SHOWN)}"
@@ -135,6 +143,12 @@ def _stage(rows: tuple[Row, ...], most: int) -> str:
     headers = ("model", "setup", "batch", "process up to", "time", "between", "evidence", "result")
     text = table(headers, lines, right=(2, 3, 4))
     return text if len(rows) <= most else f"{text}\n… {len(rows) - most} more (--all, or the report)"
+
+
+def _notes(rows: tuple[Row, ...], stack: Stack) -> Iterator[str]:
+    """Say below a stage what one would not expect of its configurations."""
+    for text, models in row_notes(rows, stack).items():
+        yield f"Note on {', '.join(models)}: {text}."
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -11,11 +11,11 @@ import click
 
 from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.gpus import Gpu
-from whichlora_estimators.models import load_model
+from whichlora_estimators.stack import NEWEST_STACK, Stack, stack_of
 from whichlora_estimators.units import format_bytes
 from whichlora_estimators.workload import Workload, workload_from_json
 
-from ..api import SCHEMA, make_workload
+from ..api import SCHEMA
 from ..rehearse import CHECKPOINT, CONFIG, UNLIMITED, OtherStack, Rehearsal, answer, find_card, make_stack
 from ..rehearse import rehearse as rehearse_workloads
 from ..rehearse.adapters import METHODS, check
@@ -24,7 +24,7 @@ from ..rehearse.rehearsals import LOADS, TIMEOUT_S
 from ..rehearse.stacks import parse_stack
 from .breakdowns import check_page, explanation
 from .cluster import cluster_options, echo_sweeps, sweeps
-from .estimate import estimate, read_lines, setup_text, setups
+from .estimate import combinations, estimate, read_lines, setup_text, tell_notes
 from .rehearse_script import rehearse_command
 from .rehearse_time import echo_times
 from .results import results_store, unanswered
@@ -150,14 +150,16 @@ def check_forms(
 
 def _echo_models(models: tuple[str, ...], gpus: tuple[str, ...], options: dict[str, Any]) -> None:
     """Rehearse models on every card under every stack; what is wrong with the last of these is said before the first."""
-    asked = list(combinations(models, options))
-    cards = [find_card(gpu) for gpu in dict.fromkeys(gpus)]
     for text in options["stacks"]:
         parse_stack(text)
+    asked = list(combinations(models, options))
+    cards = [find_card(gpu) for gpu in dict.fromkeys(gpus)]
     options["load"] = options["load"] or CHECKPOINT
     found: list[Rehearsal] = []
+    told: set[str] = set()
     try:
         for stack in _stacks(options):
+            tell_notes(asked, _described(stack), told)
             for card in cards:
                 found.extend(_rehearsals(asked, card, options, stack))
     finally:  # after Ctrl-C too, what is done is shown
@@ -168,18 +170,15 @@ def _echo_models(models: tuple[str, ...], gpus: tuple[str, ...], options: dict[s
     _explain(found, options)
 
 
-def combinations(models: tuple[str, ...], options: dict[str, Any]) -> Iterator[Workload]:
-    """Yield the workload of each model and each combination of options."""
-    for name in models:
-        shape = load_model(name, offline=options["offline"])
-        for setup in setups(options):
-            yield make_workload(shape, **setup)
-
-
 def _stacks(options: dict[str, Any]) -> Iterator[OtherStack | None]:
     """Yield the environments to rehearse in, None for this one; each is made when its turn comes."""
     for text in options["stacks"] or (INSTALLED,):
         yield None if text == INSTALLED else make_stack(text, lambda line: click.echo(line, err=True))
+
+
+def _described(stack: OtherStack | None) -> Stack:
+    """Return what the formula knows of a stack; of the installed one, of which the formula is, the newest."""
+    return NEWEST_STACK if stack is None else stack_of(stack.versions)
 
 
 def _rehearsals(
@@ -287,7 +286,9 @@ def _echo_workloads(lines: list[Workload | dict[str, Any]], gpus: tuple[str, ...
         echo_sweeps(lines, _on_cluster(asked, gpus, options), as_json=options["as_json"], line=_line)
         return
     card = find_card(gpus[0] if gpus else UNLIMITED)
-    found = _rehearsals(asked, card, options, next(_stacks(options)))
+    stack = next(_stacks(options))
+    tell_notes(asked, _described(stack), set())
+    found = _rehearsals(asked, card, options, stack)
     explained = []
     for line in lines:
         rehearsal = next(found) if isinstance(line, Workload) else None

@@ -34,8 +34,8 @@ from ..verify import (
 from ..verify import verify as verify_workloads
 from ..verify.verifications import check_on
 from .cluster import cluster_options, echo_sweeps, sweeps
-from .estimate import estimate, setup_text
-from .rehearse import SHARED, check_forms, combinations, parsed, workload_name
+from .estimate import combinations, estimate, setup_text
+from .rehearse import SHARED, check_forms, parsed, workload_name
 from .results import results_store, unanswered
 from .tables import table
 

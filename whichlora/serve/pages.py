@@ -32,6 +32,8 @@ DEFAULT_GPU = "rtx-4090"
 COMPARED = 6
 #: What a model of 4-bit weights needs at least of a card, activations and adapters included, for a first guess.
 _BYTES_A_PARAMETER = 1.2
+#: The line of a comparison for what one would not expect; left out where no model has anything.
+_CAVEATS = "worth knowing"
 _METHODS = ("lora", "qlora", "dora", "qdora", "lora-fa", "full")
 
 
@@ -78,7 +80,8 @@ async def compare(
     wanted = list(dict.fromkeys(bundled_model(name).name for name in model or _fitting(card.total_bytes)))
     names = wanted[:COMPARED]
     columns = await asyncio.gather(*(_column(lab_of(request), card.slug, name, seq_len) for name in names))
-    lines = [[escape(fact), *(escape(column[fact]) for column in columns)] for fact in columns[0]]
+    facts = [fact for fact in columns[0] if any(column[fact] for column in columns)]
+    lines = [[escape(fact), *(escape(column[fact]) for column in columns)] for fact in facts]
     table = box("Models side by side", ("", *names), lines, right=(), wide=0)
     note = (
         "LoRA and QLoRA of rank 16 on all linear layers, activations checkpointed above"
@@ -132,6 +135,8 @@ async def _column(lab: Lab, gpu: str, model: str, seq_len: int) -> dict[str, str
         column[f"{method}: process bytes up to, batch 1"] = "-" if least is None else format_bytes(least)
         rates = [row["batch_size"] * seq_len / row["step_s"] for row in fitting if row["step_s"]]
         column[f"{method}: tokens trained a second"] = f"{max(rates):,.0f}" if rates else "-"
+    said = dict.fromkeys(text for row in rows for text in row.get("caveats", ()))
+    column[_CAVEATS] = "; ".join(said)
     return column | await _serving(lab, gpu, model)
 
 

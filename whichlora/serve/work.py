@@ -229,6 +229,7 @@ def forecast(fields: dict[str, Any]) -> dict[str, float]:
 def explore(fields: dict[str, Any]) -> list[dict[str, Any]]:
     """Answer one model of an exploration: its setups in every batch size, with nothing to keep within."""
     from whichlora_calibration import Verdict
+    from whichlora_estimators.caveats import caveats
     from whichlora_estimators.models import bundled_model
 
     from ..pick import stage2_rows
@@ -248,6 +249,7 @@ def explore(fields: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for row in stage2_rows(config, bundled_model(fields["model"])):
         known = row.process_bytes is not None
+        said = caveats(row.workload, config.stack) if known else ()
         rows.append(
             {
                 "model": row.model,
@@ -261,6 +263,7 @@ def explore(fields: dict[str, Any]) -> list[dict[str, Any]]:
                 "trainable_params": row.trainable_params,
                 "evidence": row.evidence if known else None,
                 "rejected": list(row.rejected) if row.verdict is Verdict.DOES_NOT_FIT else [],
+                **({"caveats": list(said)} if said else {}),
             }
         )
     return rows

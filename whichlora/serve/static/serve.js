@@ -287,6 +287,8 @@
     $("detail").hidden = false;
     $("detail-name").textContent = `${row.model}, ${row.method} r${row.rank}, batch ${row.batch_size}`;
     breakdown(answer);
+    $("detail-caveats").hidden = !answer.caveats.length;
+    $("detail-caveats").replaceChildren(...answer.caveats.map((text) => element("li", `${text}.`)));
     detail(limits(), row);
     $("detail").focus({ preventScroll: true });
     $("detail").scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
