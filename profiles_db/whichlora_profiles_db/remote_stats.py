@@ -9,7 +9,6 @@ from whichlora_estimators.errors import BadValue
 
 from . import session
 from .filters import Filters, listed, where
-from .http_remote import HttpRemote
 from .packs import literal_path
 from .remotes import Folder, FsspecRemote, Remote, RemoteError, month_of, partition
 from .store import GroupStats, group_stats, groups_sql
@@ -24,6 +23,8 @@ def remote_stats(remote: Remote, filters: Filters | None = None) -> tuple[GroupS
     are not checked, and one that several packs hold counts in each. Raises RemoteError.
     """
     import duckdb
+
+    from .http_remote import HttpRemote  # only now: nothing else that starts with the store needs HTTP
 
     if isinstance(remote, HttpRemote):
         return remote.stats(filters)
