@@ -272,9 +272,11 @@ def _gelu_argument(x: Tensor) -> Tensor:
 
 
 def _fast_gelu(x: Tensor) -> Tensor:
-    half, scaled = ops.scale(x), ops.scale(x)
-    scaled = ops.mul(scaled, ops.shift(ops.mul(ops.scale(x), x)))
-    return ops.mul(half, ops.shift(ops.activation_of_result(scaled)))
+    return ops.mul(ops.scale(x), ops.shift(ops.activation_of_result(_fast_gelu_argument(x))))
+
+
+def _fast_gelu_argument(x: Tensor) -> Tensor:
+    return ops.mul(ops.scale(x), ops.shift(ops.mul(ops.scale(x), x)))
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

@@ -182,7 +182,10 @@ class WordHead(Head):
             self.act = layers.find_activation(c.get("hidden_act"))
             self.norm = LayerNorm(build, norm, width)
             self.decoder = build.head("decoder", width, vocab, bias=True, tied=tied)
-            build.parameters[-1].name = f"{build.prefix}bias"  # of the head and of the decoder in it
+            if tied is None:
+                build.parameter("bias", vocab)  # which nothing uses
+            else:
+                build.parameters[-1].name = f"{build.prefix}bias"  # of the head and of the decoder in it
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Predict words: [B, T, V]."""

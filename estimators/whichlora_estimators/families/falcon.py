@@ -78,12 +78,36 @@ class Attention:
         width = self.kv_heads * self.head_dim
         q = ops.slice_last(fused, 0, stop)
         k, v = ops.slice_last(fused, stop, stop + width), ops.slice_last(fused, stop + width, stop + 2 * width)
+        q = _taken(q, fused, self.heads)
         if not self.grouped and not self.single:
-            return q.heads(self.heads), k.heads(self.heads), v.heads(self.heads)
-        k, v = ops.copy(k).heads(self.kv_heads), ops.copy(v).heads(self.kv_heads)
+            return q, _taken(k, fused, self.heads), _taken(v, fused, self.heads)
+        k = _taken(ops.copy(k.detach()), fused, self.kv_heads, by_index=True)
+        v = _taken(ops.copy(v.detach()), fused, self.kv_heads, by_index=True)
         if not self.grouped:
-            return q.heads(self.heads), k, v
-        return ops.copy(q).heads(self.heads), _spread(k, self.heads), _spread(v, self.heads)
+            return q, k, v
+        if 1 < self.kv_heads < self.heads:  # else groups and heads of queries become one dimension without a copy
+            q = ops.copy(q)
+            q.strided = True
+        return q, _spread(k, self.heads), _spread(v, self.heads)
+
+
+def _taken(part: Tensor, fused: Tensor, heads: int, *, by_index: bool = False) -> Tensor:
+    """View columns of the product as heads [B, H, T, E]; backward puts the gradient among zeros for all columns.
+
+    What was taken by an index goes there from a copy in the order of the columns.
+    """
+    tape, whole = fused.tape, fused.shape
+    seen = part.detach().heads(heads)
+
+    def backward(g: Tensor) -> tuple[Tensor | None, ...]:
+        zeros = tape.new(whole, g.dtype)
+        if by_index and not g.strided and heads > 1 and whole[1] > 1:
+            tape.new(g.shape, g.dtype)
+        tape.launch(zeros.bytes + 2 * g.bytes)
+        return (zeros,)
+
+    tape.record(seen, (fused,), (), backward)
+    return seen
 
 
 def _linear(build: Build, name: str, n_in: int, n_out: int, c: Config) -> Linear:
