@@ -342,7 +342,7 @@ def _forward_backward(
     tape.autocast_weights.clear()
     forward = recorder.cut("forward")
     if not workload.output_kept:
-        output = None
+        output = context.cache = None  # an output holds the cache of a prefix
     if workload.accumulation > 1:
         loss = ops.scale(loss)
     tape.backward(loss, again=again)
