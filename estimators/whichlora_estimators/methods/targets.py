@@ -72,7 +72,7 @@ def is_adapted(name: str, targets: str | tuple[str, ...], workload: Workload) ->
     if not is_target(name, targets) or _is_part(name, saved_modules(workload)):
         return False
     excluded = workload.exclude_modules
-    if re.fullmatch(excluded, name) if isinstance(excluded, str) else is_target(name, excluded):
+    if excluded and (re.fullmatch(excluded, name) if isinstance(excluded, str) else is_target(name, excluded)):
         return False
     return _in_layers(name, targets, workload.layers_to_transform)
 
