@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 
 from whichlora_calibration import Verdict, predict
 from whichlora_estimators.errors import WhichloraError
@@ -12,7 +14,10 @@ from whichlora_profiles_db import Store
 from .pick import PickResult, Row, choose, memory_limit, serving_rows, with_times
 from .pickconfig import PickConfig
 from .policy import by_policy
+from .rehearse import Rehearser
+from .verify import Options, Place, find_place
 from .verify.judged import Limits, Seen, broken, first_that_keeps, seen_in_rehearsal, seen_in_run
+from .verify.verifications import Verifier, check_all
 
 #: Rows of a stage that are tried, of a model's inference and of all training, before the search's own order is trusted again.
 MOST_TRIED = 8
@@ -21,20 +26,21 @@ Report = Callable[[str], None]
 
 
 def check(
-    result: PickResult, *, on: str | None = None, store: Store | None = None, report: Report = lambda _: None
+    result: PickResult, *, on: str | Place | None = None, store: Store | None = None, report: Report = lambda _: None
 ) -> PickResult:
     """Return the search with its choice rehearsed; with `on` "cuda" verified on the card as well, with "null" only there.
 
-    Rows are tried best first, those that straddle a limit included, until one keeps every limit with the bytes (and the
+    `on` may be a place that was found before. Rows are tried best first, those that straddle a limit included, until one keeps every limit with the bytes (and the
     time, on a card) that were seen. Before the first row of a model its inference is run in the same way; a model that
     does not serve is not kept. What was seen replaces what was predicted, in the row and in its evidence.
     Raises WhichloraError where the training stack or the card is missing.
     """
     config = result.config
-    checker = _Checker(result, on, store, report)
     candidates = by_policy(config, [row for row in result.stage2 if not row.rejected or row.undecided])
     tried = candidates[:MOST_TRIED]
-    found = first_that_keeps(tried, checker.serving, checker.keeps, satisfy=config.stage1.satisfy)
+    with ExitStack() as workers:
+        checker = _Checker(result, on, store, report, workers)
+        found = first_that_keeps(tried, checker.serving, checker.keeps, satisfy=config.stage1.satisfy)
     checked = checker.result()
     if found is not None:
         choice = checker.seen[id(found)]
@@ -50,10 +56,17 @@ def check(
 
 
 class _Checker:
-    """Runs rows, remembers what they became, and which models turned out not to serve."""
+    """Runs rows, remembers what they became, and which models turned out not to serve.
 
-    def __init__(self, result: PickResult, on: str | None, store: Store | None, report: Report) -> None:
-        self.before, self.on, self.store, self.report = result, on, store, report
+    One worker rehearses them all, and one verifies them all where the card lets it; `workers` ends them.
+    """
+
+    def __init__(
+        self, result: PickResult, on: str | Place | None, store: Store | None, report: Report, workers: ExitStack
+    ) -> None:
+        self.before, self.store, self.report, self.workers = result, store, report, workers
+        gpu = result.config.gpu if on == "null" else None  # any other place has its own
+        self.place = find_place(on, gpu) if isinstance(on, str) else on
         self.seen: dict[int, Row] = {}
 
     def serving(self, model: str) -> list[Row]:
@@ -78,30 +91,35 @@ class _Checker:
         return not found.rejected
 
     def _looks(self) -> Iterator[tuple[str, Callable[[Row], Seen | None]]]:
-        if self.on != "null":  # verifying there rehearses
+        if self.place is None or self.place.device != "null":  # verifying there rehearses
             yield "rehearsed", self._rehearsed
-        if self.on is not None:
+        if self.place is not None:
             yield "verified", self._verified
 
     def _rehearsed(self, row: Row) -> Seen | None:
         """Rehearse a row; None where that cannot be done here but a card can tell."""
-        from .rehearse import rehearse
-
         try:
-            (found,) = rehearse([row.workload], self.before.config.gpu, jobs=1, store=self.store)
+            found = self._rehearser.rehearse(row.workload)
         except WhichloraError as error:
-            if self.on is None:
+            if self.place is None:
                 raise
             self.report(f"  not rehearsed: {error}")
             return None
         return seen_in_rehearsal(found)
 
     def _verified(self, row: Row) -> Seen:
-        from .verify import Options, verify
+        assert self.place is not None
+        check_all([row.workload], self.place)
+        return seen_in_run(self._verifier.verify(row.workload))
 
-        assert self.on is not None
-        (found,) = verify([row.workload], on=self.on, gpu=self.before.config.gpu, options=Options(store=self.store))
-        return seen_in_run(found)
+    @cached_property
+    def _rehearser(self) -> Rehearser:
+        return self.workers.enter_context(Rehearser(self.before.config.gpu, store=self.store))
+
+    @cached_property
+    def _verifier(self) -> Verifier:
+        assert self.place is not None
+        return self.workers.enter_context(Verifier(self.place, Options(store=self.store)))
 
     def result(self) -> PickResult:
         """Return the search with what was seen in it, without the training of models that do not serve."""

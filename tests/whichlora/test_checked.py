@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from whichlora import PickResult, config_from_fields, pick
 from whichlora.checked import check
+from whichlora.rehearse.pool import Pool
+from whichlora_estimators.errors import WhichloraError
 from whichlora_profiles_db import open_store
 
 CONFIG = {
@@ -58,3 +61,28 @@ def test_the_choice_is_rehearsed_and_a_refuted_one_passed_over(searched: PickRes
     assert (nothing.kept, nothing.stage2, nothing.choice) == ((), (), None)
     assert "rehearsed: takes" in nothing.stage1[0].rejected[0]
     assert store.count() == 3
+
+
+@pytest.mark.stack
+def test_one_worker_runs_them_all(searched: PickResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The serving and the trainings of a search are run one after the other by a process that stays, here or in `verify`."""
+    started: list[str] = []
+    start = Pool._start
+    monkeypatch.setattr(Pool, "_start", lambda pool: (started.append(pool._module), start(pool))[1])
+    limit = replace(searched.config.stage2, peak_memory_bytes=1)
+    for on, module in ((None, "whichlora.rehearse.worker"), ("null", "whichlora.verify.worker")):
+        started.clear()
+        told: list[str] = []
+        found = check(replace(searched, config=replace(searched.config, stage2=limit)), on=on, report=told.append)
+        assert started == [module]
+        assert [row.evidence for row in (*found.stage1, *found.stage2)] == ["rehearsed"] * 3
+        assert found.choice is None
+        assert sum("to be" in text for text in told) == 3
+
+
+@pytest.mark.stack
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="a card is here")
+def test_a_card_is_looked_for_where_this_runs(searched: PickResult) -> None:
+    """Asked for a card, what is missing is the card, whichever one the search was for."""
+    with pytest.raises(WhichloraError, match="sees no CUDA card"):
+        check(searched, on="cuda")

@@ -90,12 +90,14 @@ def _tell(text: str) -> None:
 def _checked(result: PickResult, where: str, db: Path | None) -> PickResult:
     """Rehearse the choice and, where a card is, verify it there."""
     from ..checked import check
-    from ..verify import find_place
+    from ..verify import Place, find_place
 
-    on: str | None = where
+    on: str | Place | None = where
     if where != "null":
         try:
-            on = find_place(where).device
+            on = place = find_place(where)
+            if place.gpu != result.config.gpu:
+                _tell(f"verified on {place.environment.gpu_name}, picked for {result.config.gpu.name}")
         except WhichloraError as error:
             if where == "cuda":
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .cards import UNLIMITED, find_card
 from .records import Rehearsal, answer
-from .rehearsals import CHECKPOINT, CONFIG, rehearse
+from .rehearsals import CHECKPOINT, CONFIG, Rehearser, rehearse
 from .script import ScriptRun, rehearse_script, smallest_card
 from .stacks import OtherStack, make_stack
 
@@ -14,6 +14,7 @@ __all__ = [
     "UNLIMITED",
     "OtherStack",
     "Rehearsal",
+    "Rehearser",
     "ScriptRun",
     "answer",
     "find_card",

@@ -94,6 +94,42 @@ def rehearse(
     return plan.run(pool)
 
 
+class Rehearser:
+    """Rehearses one workload after the other, as its user comes to want it, with a worker that stays ready meanwhile.
+
+    Of each it says what `rehearse` does of it, with nothing but a card and a `store` chosen. Raises what that raises.
+    """
+
+    def __init__(self, gpu: Gpu, *, store: Store | None = None) -> None:
+        self._gpu, self._store = gpu, store
+        need(_NEEDED)
+        self._pool = Pool(environment_of(gpu), module=_WORKER, jobs=1, timeout_s=TIMEOUT_S)
+
+    def __enter__(self) -> Rehearser:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.__exit__(*error)
+
+    def rehearse(self, workload: Workload) -> Rehearsal:
+        """Return what a workload took."""
+        check(workload)
+        need(_packages_for([workload], CONFIG))
+        plan = _Plan(
+            asked=[workload],
+            gpu=self._gpu,
+            store=self._store,
+            settings="",
+            explain=False,
+            load=CONFIG,
+            fresh=False,
+            stack=None,
+            on_done=None,
+        )
+        (found,) = plan.results(self._pool)
+        return found
+
+
 def _packages_for(asked: Iterable[Workload], load: str) -> tuple[str, ...]:
     quantized = ("bitsandbytes",) if any(map(wants_bitsandbytes, asked)) else ()
     return (*_NEEDED, *quantized, *(("accelerate",) if load == CHECKPOINT else ()))
@@ -150,22 +186,25 @@ class _Plan:
 
     def run(self, pool: Pool) -> Iterator[Rehearsal]:
         """Yield every rehearsal in its place: the stored ones, and those that the pool makes."""
+        with tempfile.TemporaryDirectory(prefix="whichlora-phantoms-") as folder, pool:
+            yield from self.results(pool, folder if self.load == CHECKPOINT else "")
+
+    def results(self, pool: Pool, phantoms: str = "") -> Iterator[Rehearsal]:
+        """Yield the same from a pool that stays; `phantoms` is the folder of checkpoints that are loaded."""
         done = self._stored()
         for rehearsal in done.values():
             self._tell(rehearsal)
-        with tempfile.TemporaryDirectory(prefix="whichlora-phantoms-") as folder, pool:
-            settings: dict[str, object] = {"explain": self.explain, "fresh": self.fresh}
-            settings["phantoms"] = folder if self.load == CHECKPOINT else ""
-            jobs = [
-                (i, {"workload": workload_to_json(workload), **settings})
-                for i, workload in enumerate(self.asked)
-                if i not in done
-            ]
-            answers = pool.answers(jobs)
-            for number in range(len(self.asked)):
-                while number not in done:
-                    self._take(next(answers), done)
-                yield done.pop(number)
+        settings = {"explain": self.explain, "fresh": self.fresh, "phantoms": phantoms}
+        jobs = [
+            (i, {"workload": workload_to_json(workload), **settings})
+            for i, workload in enumerate(self.asked)
+            if i not in done
+        ]
+        answers = pool.answers(jobs)
+        for number in range(len(self.asked)):
+            while number not in done:
+                self._take(next(answers), done)
+            yield done.pop(number)
 
     def _take(self, answer: tuple[int, Mapping[str, Any]], done: dict[int, Rehearsal]) -> None:
         number, content = answer
