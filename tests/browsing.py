@@ -12,8 +12,8 @@ from . import programs
 
 CHROMIUM = programs.find("chromium")
 #: Chromium itself asks nobody anything; whatever is asked then, a page asked.
-_QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
-_QUIET += ("--disable-background-networking", "--disable-component-update")
+_QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+_QUIET += ["--disable-background-networking", "--disable-component-update"]
 WAIT_MS = 90_000
 
 
@@ -24,7 +24,7 @@ def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no chromium")
     with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
         yield found
         found.close()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from whichlora_estimators.families import all_families
 from whichlora_estimators.families.base import Decoder
 from whichlora_estimators.models import ModelShape, all_models
 from whichlora_estimators.workload import Workload
 
 #: A Llama's config, as small as it gets.
-SMALL = {
+SMALL: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 64,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -39,7 +40,8 @@ def run_events(trace: Trace) -> tuple[list[int], list[int]]:
 
 def step_by_step(sizes: list[int], events: list[int], config: AllocatorConfig, limit: int | None) -> AllocatorState:
     """Do with malloc and free what `replay` does in one go."""
-    allocator, handles = CachingAllocator(config, limit_bytes=limit), {}
+    allocator = CachingAllocator(config, limit_bytes=limit)
+    handles: dict[int, Any] = {}
     for event in events:
         if event < 0:
             allocator.free(handles[~event])
@@ -54,7 +56,7 @@ def test_replay_is_malloc_and_free_in_one_go(trace: Trace, limited: bool) -> Non
     config = AllocatorConfig(**{**trace.settings, "per_process_memory_fraction": 1.0})
     sizes, events = run_events(trace)
     limit = trace.limit_bytes if limited else None
-    outcomes = []
+    outcomes: list[Any] = []
     for run in (step_by_step, lambda *a: replay(a[0], a[1], config=a[2], limit_bytes=a[3])):
         try:
             outcomes.append(run(sizes, events, config, limit))
@@ -158,7 +160,7 @@ def test_bad_events_are_refused() -> None:
             replay(sizes, events, config=AllocatorConfig(max_split_size_bytes=64 * MIB))
 
 
-READABLE = {
+READABLE: dict[str, dict[str, Any]] = {
     "": {},
     "expandable_segments:True": {"expandable_segments": True},
     " max_split_size_mb : 64 , expandable_segments:False,": {"max_split_size_bytes": 64 * MIB},

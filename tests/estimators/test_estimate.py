@@ -152,8 +152,8 @@ def test_scaled_times_are_those_of_whole_timelines(workload: Workload) -> None:
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_ranks_share_their_timelines(method: str, quantization: str) -> None:
     """What timelines at two ranks tell of those between is what their own ones tell, or they refuse to tell it."""
-    setup = {"method": method, "quantization": quantization, "clip_grad_norm": 1.0}
-    workload = Workload(model="small", config=QWEN2, seq_len=64, **setup)
+    setup = Workload(model="small", config=QWEN2, seq_len=64, method=method)
+    workload = setup.with_(quantization=quantization, clip_grad_norm=1.0)
     ranks = (4, 8, 12, 16, 24)
     try:
         shared = Scaled(workload.with_(rank=4), GPU, ranks=ranks)

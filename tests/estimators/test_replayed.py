@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,8 @@ from whichlora_estimators.allocator import AllocatorConfig, CachingAllocator
 from whichlora_estimators.models import load_model
 from whichlora_estimators.timeline import lay
 
-from .test_allocator import Trace, run_events, traces
+from .real_allocator import Trace
+from .test_allocator import run_events, traces
 
 compiled = pytest.mark.skipif(not replayed.LIBRARY.exists(), reason="replay.c was not compiled on installing")
 BEFORE: dict[int, Callable[[CachingAllocator], None]] = {
@@ -44,7 +46,7 @@ def test_compiled_code_counts_as_the_model_does(trace: Trace, cuts: list[tuple[i
 @pytest.mark.parametrize(
     "options", [{"method": "lora"}, {"method": "qlora"}, {"method": "full"}, {"phase": "generate"}]
 )
-def test_timelines_replay_alike(options: dict[str, str]) -> None:
+def test_timelines_replay_alike(options: dict[str, Any]) -> None:
     """Compiled code finds the counters and the highest moment that Python does, which other settings still get."""
     timeline = lay(make_workload(load_model("HuggingFaceTB/SmolLM2-135M", offline=True), **options))
     in_python = timeline.replay(CachingAllocator()), replayed.highest(timeline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -197,8 +198,8 @@ def test_a_product_in_an_unknown_dtype_is_refused() -> None:
         lane_times([Kernel(8, 1, 1, 1, 1, "int64")], find_gpu("a100-sxm-80gb"))
 
 
-PEFT = {"rank": 32, "targets": ("q_proj", "v_proj"), "batch_size": 4, "seq_len": 220, "padded": True}
-FMS = {"rank": 16, "targets": ("q_proj", "k_proj", "v_proj", "o_proj"), "precision": "fp16-true"}
+PEFT: dict[str, Any] = {"rank": 32, "targets": ("q_proj", "v_proj"), "batch_size": 4, "seq_len": 220, "padded": True}
+FMS: dict[str, Any] = {"rank": 16, "targets": ("q_proj", "k_proj", "v_proj", "o_proj"), "precision": "fp16-true"}
 FMS |= {"checkpointing": True, "batch_size": 4, "seq_len": 4096}
 
 
@@ -214,7 +215,7 @@ FMS |= {"checkpointing": True, "batch_size": 4, "seq_len": 4096}
     ],
 )
 def test_published_step_times(
-    model: str, gpu: str, setup: dict[str, object], published_s: float, tolerance: float
+    model: str, gpu: str, setup: dict[str, Any], published_s: float, tolerance: float
 ) -> None:
     """Steps that others timed are predicted within the stated tolerance."""
     assert step(workload(model, **setup), find_gpu(gpu)).total_s == pytest.approx(published_s, rel=tolerance)
@@ -231,7 +232,7 @@ def test_quantized_decoding_of_one_sequence_waits_for_the_host(slow: str, quick:
 
 def test_qlora_is_slower_than_lora_by_what_published_runs_show() -> None:
     """4-bit weights lengthen a step on packed 4 x 4,096 tokens by 19%, as fms-acceleration measured on an A100, within 11%."""
-    setup: dict[str, object] = {**FMS, "precision": "fp16-mixed", "batch_size": 4}
+    setup = {**FMS, "precision": "fp16-mixed", "batch_size": 4}
     gpu = find_gpu("a100-sxm-80gb")
     lora = step(workload("mistralai/Mistral-7B-v0.1", **FMS), gpu).total_s
     qlora = step(workload("mistralai/Mistral-7B-v0.1", **setup, quantization="nf4"), gpu).total_s
@@ -243,7 +244,7 @@ def test_launches_that_move_nothing_take_the_host_only() -> None:
     """Host time that goes into no kernel keeps no device busy, and a wait levels the lanes."""
     gpu, busy = find_gpu("a100-sxm-80gb"), Kernel(10**9)
     alone, idle = lane_times([busy], gpu), lane_times([Kernel(0)] * 10, gpu)
-    assert (idle.device_s, idle.total_s) == (0, pytest.approx(idle.host_s))
+    assert [idle.device_s, idle.total_s] == pytest.approx([0, idle.host_s])
     waiting = lane_times([busy, HOST_WAITS, Kernel(0)], gpu).total_s
     assert waiting == pytest.approx(alone.total_s + alone.host_s, rel=1e-6)
 

@@ -201,8 +201,9 @@ def test_quantized_weights_are_as_large_as_those_of_bitsandbytes(
     if quantization == "int8":
         real = [torch.empty(shape, dtype=torch.int8), torch.empty(shape[0], dtype=torch.float32)]
     else:
-        how = {"quant_type": quantization, "compress_statistics": double}
-        packed, state = functional.quantize_4bit(weight, blocksize=64, **how)
+        packed, state = functional.quantize_4bit(
+            weight, blocksize=64, quant_type=quantization, compress_statistics=double
+        )
         real = [packed, state.absmax, state.code]
         real += [state.offset, state.state2.absmax, state.state2.code] if double else []
     found = sum(tensor.bytes for tensor in _stored(quantization, shape, double=double))

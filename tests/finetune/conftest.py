@@ -42,7 +42,8 @@ def save_tokenizer(folder: Path) -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(list(topics.topics.values())[:40], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    make: Any = PreTrainedTokenizerFast
+    fast = make(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     fast.chat_template = (
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"

@@ -102,7 +102,7 @@ def test_mistakes_are_told_before_anything_runs(small_model: Path, tmp_path: Pat
     prompts = make_plan(small_model, tmp_path / "prompts", methods=["prompt-tuning"])
     bare = make_plan(small_model, tmp_path / "bare", dataset={"samples": 100})
     untold = make_plan(Path("Qwen/Qwen2.5-0.5B"), tmp_path / "untold")
-    cases = [
+    cases: list[tuple[list[object], str]] = [
         ([tmp_path / "nowhere"], "cannot read the plan"),
         ([bare, "--on", "cpu"], "names no data set"),
         ([bare, "--on", "cpu", "--model-path", tmp_path, "--data", "x.jsonl"], "no model at this path"),

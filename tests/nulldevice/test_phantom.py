@@ -14,9 +14,9 @@ from whichlora_estimators.errors import BadValue, Unsupported, WhichloraError
 
 pytestmark = pytest.mark.stack
 
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 256}
+SMALL: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 256}
 LLAMA = {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2}
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "llama tied": {**LLAMA, "tie_word_embeddings": True},
     "gemma2": {**LLAMA, "head_dim": 16},
@@ -24,7 +24,7 @@ CONFIGS = {
     "t5": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 256},
     "bert": {**SMALL, "intermediate_size": 128, "architectures": ["BertForSequenceClassification"]},
 }
-EXPERTS = {
+EXPERTS: dict[str, dict[str, Any]] = {
     "mixtral": {**LLAMA, "num_local_experts": 4},
     "qwen2_moe": {**LLAMA, "num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
 }
@@ -51,7 +51,9 @@ def save_for_real(kind: str, fields: dict[str, Any], folder: Path, shard_bytes: 
     if config.architectures:
         model = getattr(transformers, config.architectures[0])._from_config(config, dtype=torch.bfloat16)
     else:
-        auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        auto: Any = (
+            transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        )
         model = auto.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size=shard_bytes)
 
@@ -90,7 +92,7 @@ def test_a_phantom_loads_with_zeros(tmp_path: Path) -> None:
     import transformers
 
     write_phantom({"model_type": "llama", **LLAMA}, tmp_path, dtype="float16")
-    auto = transformers.AutoModelForCausalLM
+    auto: Any = transformers.AutoModelForCausalLM
     model, info = auto.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert str(model.dtype) == "torch.float16"

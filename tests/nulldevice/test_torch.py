@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import card, needs
+from ..stack import needs
+from .conftest import card
 
 pytestmark = pytest.mark.stack
 

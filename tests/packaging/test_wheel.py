@@ -34,8 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_wheel_predicts_from_another_folder(installed: Path, tmp_path: Path) -> None:
     """Data files travel with the wheel, and predicting needs no torch."""
-    whichlora = installed / "whichlora"
-    command = [whichlora, "estimate", "gpt2", "--gpu", "l4", "--json", "--offline"]
+    command = [str(installed / "whichlora"), "estimate", "gpt2", "--gpu", "l4", "--json", "--offline"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["predictions"][0]["process_bytes"] > 0
     probe = "import importlib.util as u; assert not u.find_spec('torch'); import whichlora; print(whichlora.__file__)"
@@ -47,7 +46,7 @@ def test_a_wheel_picks_from_another_folder(installed: Path, tmp_path: Path) -> N
     """The main job, end to end: a config in, a choice and two files out."""
     config = tmp_path / "mine.yaml"
     config.write_text("gpu: l4\nstage1_profile: {model_names: [gpt2]}\nstage2_profile: {batch_size: [1]}\n")
-    command = [installed / "whichlora", "pick", config.name, "--out", "out", "--offline"]
+    command = [str(installed / "whichlora"), "pick", config.name, "--out", "out", "--offline"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "Choice: " in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"plan.json", "report.html"}
@@ -88,11 +87,11 @@ def served(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Run the server of the installed wheel, with its extra, from a folder of its own."""
     folder = tmp_path_factory.mktemp("served")
     (wheel,) = installed.parents[1].glob("whichlora-*.whl")
-    pip = [installed / "python", "-m", "pip", "-q", "--disable-pip-version-check", "install"]
+    pip = [str(installed / "python"), "-m", "pip", "-q", "--disable-pip-version-check", "install"]
     subprocess.run([*pip, f"{wheel}[serve]"], check=True)
     (port,) = free_ports()
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [installed / "whichlora", "serve", "--db", "store.duckdb", "--port", str(port), "--jobs", "1"]
+    command = [str(installed / "whichlora"), "serve", "--db", "store.duckdb", "--port", str(port), "--jobs", "1"]
     process = subprocess.Popen(command, cwd=folder, env=environ)
     try:
         until(lambda: answers(f"http://127.0.0.1:{port}/health"), "the server does not answer")

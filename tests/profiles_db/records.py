@@ -149,7 +149,7 @@ _seconds = st.floats(min_value=0, exclude_min=True, allow_infinity=False, max_va
 times = st.lists(_seconds, min_size=1, max_size=4).map(lambda samples: TimeStats(samples_s=tuple(samples)))
 times |= _seconds.map(lambda mean_s: TimeStats(mean_s=mean_s))
 _bytes = st.none() | st.integers(1, 2**63 - 1)
-_peaks = st.tuples(st.integers(1, 2**62), st.integers(0, 2**62 - 1)).map(
+_peaks: st.SearchStrategy[dict[str, Any]] = st.tuples(st.integers(1, 2**62), st.integers(0, 2**62 - 1)).map(
     lambda drawn: {"allocated_peak_bytes": drawn[0], "reserved_peak_bytes": drawn[0] + drawn[1]}
 )
 

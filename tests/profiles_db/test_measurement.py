@@ -33,6 +33,7 @@ from whichlora_profiles_db.workload_form import FIRST_FIELDS, LATER_FIELDS
 
 from .records import CONFIG, ENVIRONMENT, FULL, PLAIN, WORKLOAD, measurements
 
+assert FULL.measured_at
 OTHER: dict[str, Any] = {
     "workload": WORKLOAD.with_(rank=9),
     "environment": dataclasses.replace(ENVIRONMENT, gpu="rtx-3090"),
@@ -118,7 +119,7 @@ def test_every_field_is_in_the_id(field: dataclasses.Field[Any]) -> None:
 @pytest.mark.parametrize("field", dataclasses.fields(Environment), ids=lambda field: field.name)
 def test_only_the_names_of_host_and_user_are_not(field: dataclasses.Field[Any]) -> None:
     """Leaving out a field of the environment changes the id, but for the two that are left out when sharing."""
-    blank = {} if field.name == "versions" else None
+    blank: Any = {} if field.name == "versions" else None
     changed = FULL.with_(environment=dataclasses.replace(ENVIRONMENT, **{field.name: blank}))
     assert (changed.id == FULL.id) == (field.name in ("host_name", "user_name"))
     assert FULL.without_names().id == FULL.id

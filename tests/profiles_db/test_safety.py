@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -36,7 +37,7 @@ from .records import FULL, PLAIN, numbered
 
 KILL_TEST = Path(__file__).parents[2] / "benchmarks" / "store_kill.py"
 ENVIRON = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-SETTINGS = {"storage_compatibility_version": "v1.2.0"}
+SETTINGS: dict[str, Any] = {"storage_compatibility_version": "v1.2.0"}
 
 # Adds the measurements whose JSON lines come on stdin, one by one.
 WRITER = """

@@ -19,7 +19,7 @@ _LEFT_OUT = {("POST", "/v1/picks")}
 _EXAMPLES = 8
 
 
-@schemathesis.serializer("application/vnd.apache.parquet")
+@schemathesis.serializer("application/vnd.apache.parquet")  # type: ignore[untyped-decorator]
 def as_bytes(_: Any, value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode(errors="replace")
 

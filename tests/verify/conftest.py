@@ -38,7 +38,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return read_plan(folder)
 
 
-def altered(plan: Plan, *workloads: object, peak_memory_bytes: int | None = None) -> Plan:
+def altered(plan: Plan, *workloads: Workload, peak_memory_bytes: int | None = None) -> Plan:
     """Return the plan with other survivors, and another limit."""
     first = plan.survivors[0]
     candidates: tuple[Candidate, ...] = tuple(dataclasses.replace(first, workload=each) for each in workloads)

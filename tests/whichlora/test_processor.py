@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -42,7 +43,7 @@ def measured(workload: Workload, environment: Environment, *, seconds: float = 1
     """Return what the made processor takes, a disturbed sample among others."""
     times = MADE.times(workload)
     known = {"step": times.step_s, "prefill": times.prefill_s, "decode_per_token": times.decode_s_per_token}
-    stats = {
+    stats: dict[str, Any] = {
         name: TimeStats(samples_s=(value * seconds, 5 * value * seconds)) for name, value in known.items() if value
     }
     return Measurement(

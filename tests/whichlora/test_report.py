@@ -29,6 +29,7 @@ from whichlora.report_tables import shown_rows
 from whichlora.report_view import batch_of, format_count, seconds_of, setup_of, short_names, stages_of
 from whichlora_estimators.models import load_model
 from whichlora_estimators.units import format_bytes
+from whichlora_estimators.workload import Workload
 
 MODELS = ["facebook/opt-125m", "gpt2", "meta-llama/Llama-2-70b-hf"]
 SMALL: dict[str, Any] = {
@@ -336,7 +337,8 @@ def test_thinning_keeps_order_and_ends(items: list[int], most: int) -> None:
 @given(st.lists(st.sampled_from("abcde"), max_size=60), st.integers(5, 30))
 def test_long_tables_keep_every_model(models: list[str], most: int) -> None:
     """The rows shown are at most as many as asked, in their order, and the first of each model is among them."""
-    rows = [Row(model=model, parameters=index, workload=None) for index, model in enumerate(models)]
+    workload = Workload(model="any", config={})
+    rows = [Row(model=model, parameters=index, workload=workload) for index, model in enumerate(models)]
     shown = shown_rows(rows, most)
     assert len(shown) <= most
     assert [row.parameters for row in shown] == sorted({row.parameters for row in shown})

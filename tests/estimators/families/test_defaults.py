@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from whichlora_estimators.families import all_families
@@ -36,7 +38,7 @@ def test_aliases_are_those_of_the_config_class(model_type: str) -> None:
     """Another spelling of a key means what Transformers takes it for."""
     import transformers
 
-    config_class = type(transformers.AutoConfig.for_model(model_type))
+    config_class: Any = type(transformers.AutoConfig.for_model(model_type))
     aliases = dict(all_families()[model_type].aliases)
     if aliases.pop("n_embed", None):
         assert config_class(n_embed=256).hidden_size == 256

@@ -44,6 +44,6 @@ def test_weights_and_linear_layers_have_their_real_names(path: Path) -> None:
         build = build_model(workload, Tape(), workload.config).build
         assert {p.name for p in build.parameters} == {name for name, _ in real.named_parameters()}
         kind = {"seq-cls": "SEQ_CLS", "token-cls": "TOKEN_CLS"}.get(task)
-        chosen = _maybe_include_all_linear_layers(LoraConfig(target_modules="all-linear", task_type=kind), real)
+        chosen: Any = _maybe_include_all_linear_layers(LoraConfig(target_modules="all-linear", task_type=kind), real)
         saved = {name for name in chosen.target_modules or () if kind and "classifier" in name.split(".")}
         assert {layer.name for layer in build.linears} == {*(chosen.target_modules or ())} - saved
