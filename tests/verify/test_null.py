@@ -23,14 +23,17 @@ from whichlora.verify.card import known_card
 from whichlora.verify.stored import measurement, remembered
 from whichlora_estimators.gpus import Gpu, all_gpus, context_bytes, find_gpu
 from whichlora_estimators.methods import all_methods
-from whichlora_estimators.workload import Workload
+from whichlora_estimators.workload import Workload, workload_from_json
 from whichlora_profiles_db import Environment, open_store, workload_to_json
 
+from ..estimators.golden import golden_lines
 from ..rehearse.conftest import tiny
 
 pytestmark = pytest.mark.stack
 
 # On the null device: a timed step's clock, and what NVML says of the process, as the worker uses them.
+#: Inference that is no causal generation.
+INFERENCE = Path(__file__).parents[1] / "estimators" / "families" / "golden_inference.jsonl"
 PROBE = """
 import json
 import torch
@@ -89,6 +92,7 @@ def matrix() -> list[Workload]:
         tiny(id=f"generate-{name}", phase="generate", prefill_len=16, decode_len=3, quantization=name)
         for name in QUANTIZATIONS
     ]
+    generating += [workload_from_json(line).with_(id=f"infers-{line['id']}") for line in golden_lines(INFERENCE)[::9]]
     return [*made, tiny(id="full", method="full"), tiny(id="prefix-tuning", method="prefix-tuning"), *generating]
 
 
