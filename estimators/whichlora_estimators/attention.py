@@ -183,7 +183,11 @@ def eager(
         scores = ops.scale(scores)
     if mask is not None:
         scores = ops.add(scores, mask)
-    scores = ops.cast(ops.softmax(scores, FP32 if upcast else None), q.dtype)
+    if upcast:
+        scores = ops.cast(ops.softmax(scores, FP32), q.dtype)
+    else:  # two statements: the scores die before the conversion
+        scores = ops.softmax(scores)
+        scores = ops.cast(scores, v.dtype)
     scores = ops.dropout(scores, dropout)
     return heads_last(products.matmul(scores, v)), scores
 

@@ -106,8 +106,15 @@ def transpose(x: Tensor) -> Tensor:
     seen = Tensor(x.tape, x.storage, (*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
     seen.strided = x.strided
     shape = x.shape
-    x.tape.record(seen, (x,), (), lambda g: (View(g, shape),))
+    x.tape.record(seen, (x,), (), lambda g: (_turned_back(g, shape),))
     return seen
+
+
+def _turned_back(g: Tensor, shape: Shape) -> Tensor:
+    """View the gradient of a transpose, column by column: heads of it can be joined without a copy."""
+    view = View(g, shape)
+    view.strided = True
+    return view
 
 
 def _autocast(x: Tensor) -> Tensor:
