@@ -81,7 +81,7 @@ OPTIMIZERS = {
     "AdamW torch (HF Trainer default)": "adamw",
     "AdamW (HF Trainer default)": "adamw",
     "adamw_torch_fused": "adamw",
-    "lora-fa": "adamw",  # PEFT's helper: AdamW on the B matrices alone
+    "lora-fa": "lora-fa",
     "PagedAdamW": "paged-adamw",
 }
 #: What a source that names no exact versions asked for on that day, in its package's pyproject.toml, in the newest

@@ -1,6 +1,6 @@
-"""What a card takes to decompose a matrix, which the null device leaves to the host.
+"""What a card takes to decompose a small matrix: published times of whole calls.
 
-Published times of whole calls, since cuSOLVER says nothing of its kernels and the host waits for each of them anyway.
+cuSOLVER says nothing of its kernels, and the host waits for each call anyway.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ SVD_S = ((4, 140e-6), (8, 172e-6), (16, 246e-6), (32, 296e-6))
 #: Launches around the decomposition itself: pinv fills two tolerances, compares, inverts, scales, multiplies
 #: (aten/src/ATen/native/LinearAlgebra.cpp, linalg_pinv).
 AROUND_SVD = {"svd": 0, "pinv": 10}
+#: What it takes the host to hear that an idle card is done: the median of 4 bytes copied to the host and a synchronisation, on
+#: an RTX 5090 (github.com/kekzl/imp/issues/1654, 2026-08-23).
+WAIT_S = 32e-6
+#: The dtype of no product: singular values of `batch` matrices of m x m, one after the other, each with what it takes the
+#: host to hear of two more things than the published times hold: that its matrix arrived, and that the card may go on.
+SVD = "singular values"
 
 
 def svd_seconds(n: int) -> float:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+from .decomposed import SVD
 from .errors import UnknownName, Unsupported
 from .reductions import column_sum_bytes
-from .tape import FP32, UINT8, Tensor, total_bytes
+from .tape import BF16, FP32, UINT8, Kernel, Tape, Tensor, total_bytes
 
 OPTIMIZERS: dict[str, Optimizer] = {}
 
@@ -21,6 +22,8 @@ class Optimizer(ABC):
     """State and step of one optimizer."""
 
     name: ClassVar[str]
+    #: The only method that it is for, where there is one.
+    method: ClassVar[str] = ""
 
     @abstractmethod
     def start(self, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -35,13 +38,16 @@ class Optimizer(ABC):
         raise Unsupported("this optimizer cannot be rehearsed", value=self.name, todo="Choose another one.")
 
 
-def find_optimizer(name: str) -> Optimizer:
-    """Return an optimizer by name; UnknownName otherwise."""
+def find_optimizer(name: str, method: str = "") -> Optimizer:
+    """Return an optimizer by name; UnknownName otherwise, Unsupported where it is not for the `method` that is given."""
     try:
-        return OPTIMIZERS[name]
+        found = OPTIMIZERS[name]
     except KeyError:
         todo = f"Optimizers: {', '.join(sorted(OPTIMIZERS))}."
         raise UnknownName("optimizer", name, OPTIMIZERS, todo=todo) from None
+    if method and found.method not in ("", method):
+        raise Unsupported(f"the optimizer {name} trains {found.method} only", value=method, todo="Choose another one.")
+    return found
 
 
 def _register(optimizer: Optimizer) -> None:
@@ -110,6 +116,41 @@ class LoopAdamW(AdamW):
             del root
             p.tape.launch(sum(ADAMW_PASSES) * p.bytes)
         del denominator
+
+
+class LoraFaAdamW(AdamW):
+    """PEFT's own for LoRA-FA: a loop over the B matrices, each gradient times the inverse of A times A transposed.
+
+    States peft/optimizers/lorafa.py (0.21). A is not among what trains, and counts as wide as B is high.
+    """
+
+    name = method = "lora-fa"
+    #: Launches of each part, in launches of modules that record: Python's own outside of them take the host 0.6 of 1.36
+    #: (benchmarks/host_shares.py), so that 3, 10 and 13 count as so many.
+    before, inverting, after = 1, 4, 6
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Invert a matrix for each parameter, for which the host waits; what one leaves lives until the next one's is there."""
+        gradient = root = None
+        for p in parameters:
+            rank, tape = p.shape[-1], p.tape
+            square = [tape.new((rank, rank), FP32) for _ in range(3)]
+            tape.kernels.append(Kernel(square[0].bytes + 2 * p.bytes, 1, rank, rank, p.shape[0], FP32.name))
+            _launches(tape, self.before, square[0].bytes)
+            tape.wait()
+            tape.kernels.append(Kernel(2 * square[0].bytes, 1, rank, rank, 0, SVD))
+            _launches(tape, self.inverting, 2 * square[0].bytes)
+            narrow = [tape.new(p.shape, BF16) for _ in range(3)]  # the gradient, the product, the product scaled
+            gradient = tape.new(p.shape, p.dtype)
+            del narrow
+            root = tape.new(p.shape, p.dtype)
+            _launches(tape, self.after, (sum(ADAMW_PASSES) + 6) * p.bytes // self.after)
+        del gradient, root
+
+
+def _launches(tape: Tape, count: int, moved_bytes: int) -> None:
+    for _ in range(count):
+        tape.launch(moved_bytes)
 
 
 class Sgd(Optimizer):
@@ -286,6 +327,6 @@ def clip(parameters: Sequence[Tensor]) -> None:
 _NORM_CHUNK = 65536
 
 _KINDS: tuple[type[Optimizer], ...] = (AdamW, FusedAdamW, LoopAdamW, Sgd, MomentumSgd, Adafactor, AdamW8bit, Lion8bit)
-_KINDS += (PagedAdamW, PagedAdamW8bit, PagedLion8bit)
+_KINDS += (PagedAdamW, PagedAdamW8bit, PagedLion8bit, LoraFaAdamW)
 for _kind in _KINDS:
     _register(_kind())

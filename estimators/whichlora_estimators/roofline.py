@@ -19,6 +19,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from .decomposed import SVD, WAIT_S, svd_seconds
 from .gpus import Gpu, all_gpus
 from .tape import Kernel
 from .tensor import WAITS
@@ -177,6 +178,8 @@ class Roofline:
         """Return the seconds of one launch: the later of matrix work and memory. UnknownName for a product's dtype."""
         if not kernel.m:
             return self._pointwise_s(kernel.moved_bytes)
+        if kernel.dtype == SVD:
+            return kernel.batch * (svd_seconds(kernel.m) + 2 * WAIT_S)
         if kernel.fused:
             return self._attention_s(kernel)
         return self._product_s(kernel)

@@ -216,7 +216,7 @@ def _lay_training(workload: Workload, config: Mapping[str, Any], tape: Tape, *, 
     first = _forward_backward(model, inputs, workload, recorder)
     later = _forward_backward(model, inputs, workload, recorder, again=True) if workload.accumulation > 1 else []
     trained = _reached(timeline.parameters, tape)
-    optimizer = find_optimizer(workload.optimizer)
+    optimizer = find_optimizer(workload.optimizer, workload.method)
     clipping = []
     if workload.clip_grad_norm is not None:
         clip(trained)

@@ -98,7 +98,12 @@ def setups() -> list[Workload]:
     assert len(OPTIMIZERS) >= len(VARIATIONS)
     asked = [tiny(id=name, method=name) for name in METHODS if name not in all_methods()]
     asked += [
-        tiny(id=name, optimizer=name, **setup) for name, setup in zip(OPTIMIZERS, cycle(VARIATIONS), strict=False)
+        tiny(
+            id=f"{name} steps" if name in METHODS else name,
+            optimizer=name,
+            **setup | ({"method": name} if name in METHODS else {}),
+        )
+        for name, setup in zip(OPTIMIZERS, cycle(VARIATIONS), strict=False)
     ]
     return [*asked, tiny(id="paged-full", method="full", optimizer="paged-adamw", precision="fp32")]
 

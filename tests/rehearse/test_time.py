@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from whichlora.rehearse.decomposed import SVD_S, svd_seconds
-from whichlora.rehearse.lanes import BACKWARD, LISTED, OUTSIDE, RECORDED, WAIT_S
+from whichlora.rehearse.lanes import BACKWARD, GAP_S, LISTED, OUTSIDE, RECORDED
 from whichlora.rehearse.script import rehearse_script
 from whichlora.rehearse.timed import TimedRehearsal, answer, rehearse_times
+from whichlora_estimators.decomposed import SVD_S, WAIT_S, svd_seconds
 from whichlora_estimators.gpus import find_gpu
 from whichlora_estimators.roofline import Roofline, launch_seconds
 from whichlora_estimators.tape import Kernel
@@ -116,7 +116,9 @@ def test_who_calls_decides_what_a_launch_takes_the_host(seen: dict[str, Any]) ->
 def test_lanes_overlap_until_somebody_waits(seen: dict[str, Any]) -> None:
     """Two lanes take no less than either and no more than both; a value that is read back levels them."""
     device_s, host_s = seen["larger"], seen["100"]
-    assert max(device_s, host_s) <= seen["hidden"] <= device_s + host_s
+    assert (
+        max(device_s, host_s) + 100 * GAP_S <= seen["hidden"] <= device_s + host_s
+    )  # those that wait in line have gaps
     assert seen["read"] == pytest.approx(device_s + WAIT_S + host_s, rel=0.05)
     assert seen["nothing"] == 0
 

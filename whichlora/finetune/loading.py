@@ -110,7 +110,7 @@ def adapted(model: Any, recipe: Recipe, *, total_steps: int) -> Any:
 def make_optimizer(model: Any, recipe: Recipe) -> Any:
     """Return the workload's optimizer; for LoRA-FA with AdamW, the one that PEFT has for it."""
     workload, rate = recipe.workload, recipe.training.learning_rate_for(recipe.workload.method)
-    if workload.method == "lora-fa" and workload.optimizer == "adamw":
+    if workload.method == "lora-fa" and workload.optimizer in ("adamw", "lora-fa"):
         peft: Any = import_module("peft.optimizers")
         decay = recipe.training.weight_decay
         return peft.create_lorafa_optimizer(

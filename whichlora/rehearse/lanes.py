@@ -18,11 +18,11 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
+from whichlora_estimators.decomposed import AROUND_SVD, WAIT_S, svd_seconds
 from whichlora_estimators.gpus import Gpu, gpu_from_fields
 from whichlora_estimators.roofline import Roofline, launch_seconds
 from whichlora_estimators.tape import Kernel
 
-from .decomposed import AROUND_SVD, svd_seconds
 from .seen import kernels_of, tensors_in
 
 #: The card, as JSON, in the environment of a process whose CUDA events are to tell its time.
@@ -34,9 +34,11 @@ TIME = "WHICHLORA_REHEARSAL_TIME"
 # Measured on the null device: benchmarks/host_shares.py, 2026-11-22, PyTorch 2.14.
 RECORDED, BACKWARD, OUTSIDE, LISTED = 1.36, 1.07, 0.6, 0.2
 
-#: What it takes the host to hear that an idle card is done: the median of 4 bytes copied to the host and a synchronisation, on
-#: an RTX 5090 (github.com/kekzl/imp/issues/1654, 2026-08-23).
-WAIT_S = 32e-6
+#: What the card takes from the end of a kernel to the work of the next, beside what the roofline says of each: none overlaps
+#: with the one before it, and each has to start and to drain, for which the roofline has a least time in place of a sum.
+#: Chosen together with the host of PEFT's L40S, on its published steps of 13 methods that the six of docs/time.md are not
+#: among: benchmarks/peft_host.py, 2026-11-22.
+GAP_S = 3e-6
 
 
 def variables(gpu: Gpu) -> dict[str, str]:
@@ -139,8 +141,13 @@ class _Issue:
         """Put kernels on the card's lane, each issued by the host."""
         for kernel in kernels:
             if kernel not in self.durations:
-                self.durations[kernel] = self.roofline.kernel_s(kernel)
+                self.durations[kernel] = self._on_card_s(kernel)
             self.work(share * self.launch_s, self.durations[kernel])
+
+    def _on_card_s(self, kernel: Kernel) -> float:
+        """Return what a kernel keeps the card busy; a launch that moves nothing is none."""
+        seconds = self.roofline.kernel_s(kernel)
+        return seconds + GAP_S if seconds else 0.0
 
 
 def _mode(issue: _Issue) -> Any:

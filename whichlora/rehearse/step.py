@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from whichlora_estimators.errors import Unsupported
 from whichlora_estimators.workload import Workload
 
-from .adapters import OPTIMIZERS, adapt
+from .adapters import adapt, make_optimizer
 from .models import build_model
 from .values import give_values
 
@@ -119,7 +119,7 @@ def _train(workload: Workload, recorder: Recorder, clock: Clock | None) -> None:
         model = adapt(model, workload)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         recorder.counts["trainable_params"] = sum(parameter.numel() for parameter in trainable)
-        optimizer = OPTIMIZERS[workload.optimizer](trainable)
+        optimizer = make_optimizer(model, workload)
         inputs = _inputs(workload, vocabulary, recorder.device)
         recorder.count_allocated("model_bytes")
     # A scale of 1 overflows nothing, so no step is skipped. Bytes and times do not depend on it.

@@ -13,6 +13,7 @@ from whichlora_estimators.workload import workload_from_json
 
 from .lanes import Lanes, start
 from .parent import end_with_parent
+from .ticking import follow
 from .worker import clean_up, say, take_stdout, warm_up
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     warm_up()
     versions = {"cuda": str(torch.version.cuda)}
     say(answers, {"environment": environment_to_json(local_environment(versions=versions))})
-    clock = LanesClock(start(control))
+    clock = LanesClock(follow(start(control)))
     for line in sys.stdin:
         say(answers, _time(json.loads(line)["workload"], clock) | {"leftover_bytes": clean_up() * 0})
 

@@ -120,10 +120,14 @@ def spare_old_objects() -> None:
 def warm_up() -> None:
     """Multiply matrices on both threads that do, this one and autograd's, which gives each its cuBLAS workspace.
 
-    PyTorch keeps these for good. So every workload finds what a process that has trained before it has left.
+    PyTorch keeps these for good. So every workload finds what a process that has trained before it has left. What the
+    device cannot decompose, the host does.
     """
     import torch
 
+    from .inside import decompose_on_host
+
+    decompose_on_host(torch.linalg)
     weight = torch.zeros(64, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
     torch.autograd.backward((weight @ weight).sum())
 
