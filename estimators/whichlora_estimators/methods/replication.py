@@ -73,12 +73,14 @@ def _copy_once(build: Build, layers: Sequence[Part]) -> None:
     """
     met: set[int] = set()
     for layer in layers:
+        copies = []
         for module in _modules(layer, set()):
             tensors = {id(value): value for value in _held(module)}.values()
-            copied = [build.tape.new(tensor.shape, tensor.dtype) for tensor in tensors]
+            copies += [build.tape.new(tensor.shape, tensor.dtype) for tensor in tensors]
             if isinstance(module, Linear8bit) and id(module) in met:
-                build.originals += copied
+                build.originals += copies[-len(tensors) :]
             met.add(id(module))
+        del copies
 
 
 def _held(module: Part) -> Iterator[Tensor]:
