@@ -12,7 +12,6 @@ import importlib.util
 import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,8 @@ from typing import Any
 from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_estimators.workload import Workload
 from whichlora_profiles_db import Filters, Store, merge_store, open_store, workload_id, workload_to_json
+
+from .apart import module_command
 
 CLUSTERS = ("slurm", "local")
 ARRAY_SIZE = 8
@@ -75,7 +76,7 @@ class Task:
 
     def run(self) -> int:
         """Run the command over the share; its answers appear when it has ended well."""
-        command = [sys.executable, "-m", "whichlora", *self.command, "--workloads", str(self.workloads)]
+        command = module_command("whichlora", *self.command, "--workloads", str(self.workloads))
         fresh = self.answers.with_suffix(".new")
         with fresh.open("w", encoding="utf-8") as output:
             code = subprocess.run([*command, "--db", str(self.db), "--json"], stdout=output, check=False).returncode

@@ -12,6 +12,7 @@ import click
 
 from whichlora_estimators.errors import WhichloraError
 
+from ..apart import module_command
 from ..data.spec import DataSpec, data_from_fields
 from ..finetune.recipe import Recipe, checked, make_recipe, write_recipe
 from ..plan import read_plan
@@ -77,4 +78,4 @@ def _become_null(recipe: Recipe, given: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     variables = null_environment(recipe)
-    os.execve(sys.executable, [sys.executable, "-m", "whichlora.finetune", json.dumps(given)], variables)
+    os.execve(sys.executable, module_command("whichlora.finetune", json.dumps(given)), variables)

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 from whichlora_estimators.errors import WhichloraError
+
+from ..apart import module_command
 
 START_TIMEOUT_S = 300.0
 _LAST_WORDS = 400
@@ -50,6 +52,7 @@ class Pool:
         self._variables["PYTHONPATH"] = f"{first}{os.pathsep}{packages}" if packages else python_path(first)
         self._python = str(python or sys.executable)
         self._module, self._jobs, self._timeout_s = module, jobs, timeout_s
+        self._on_progress: Callable[[int, str], None] | None = None
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
 
@@ -62,8 +65,12 @@ class Pool:
             self._drop(worker)
         self._selector.close()
 
-    def answers(self, jobs: Iterable[Job]) -> Iterator[Answer]:
-        """Yield every job's answer: `outcome` and more, as its worker gave it, or `failed` where none came."""
+    def answers(self, jobs: Iterable[Job], on_progress: Callable[[int, str], None] | None = None) -> Iterator[Answer]:
+        """Yield every job's answer: `outcome` and more, as its worker gave it, or `failed` where none came.
+
+        `on_progress` hears what workers say meanwhile of the job at this place in the input.
+        """
+        self._on_progress = on_progress
         waiting = iter(jobs)
         self._give_out(waiting)
         while busy := [worker for worker in self._workers if worker.job is not None]:
@@ -84,7 +91,7 @@ class Pool:
             worker.take(job, self._timeout_s)
 
     def _start(self) -> _Worker:
-        worker = _Worker([self._python, "-m", self._module], self._variables)
+        worker = _Worker(module_command(self._module, python=self._python), self._variables)
         self._workers.append(worker)
         self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
         return worker
@@ -97,6 +104,10 @@ class Pool:
     def _read(self, worker: _Worker) -> Iterator[Answer]:
         messages = worker.read()
         for message in messages or ():
+            if "progress" in message:
+                if self._on_progress and worker.job:
+                    self._on_progress(worker.job[0], message["progress"])
+                continue
             answer = worker.hear(message, self._timeout_s)
             if answer is not None:
                 last = bool(answer[1].get("leftover_bytes") or answer[1].get("ends"))

@@ -22,6 +22,7 @@ from whichlora_estimators.errors import BadValue
 from whichlora_estimators.gpus import Gpu, all_gpus, context_bytes
 from whichlora_profiles_db import PhasePeak
 
+from ..apart import module_command
 from . import lanes
 from .breakdown import Breakdown, from_json, to_json
 from .cards import find_card
@@ -223,7 +224,7 @@ def _hub(folder: Path) -> dict[str, str]:
     """Return the variables by which a script finds a cache of stand-ins, and who makes them: this Python."""
     hub = folder / "hub"
     hub.mkdir()
-    command = [sys.executable, "-m", "whichlora.rehearse.standin"]
+    command = module_command("whichlora.rehearse.standin")
     return {HUB: str(hub), MAKER: json.dumps({"command": command, "path": python_path("")})}
 
 

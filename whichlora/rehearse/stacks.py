@@ -24,6 +24,7 @@ from pathlib import Path
 from whichlora_estimators.errors import BadValue, WhichloraError
 from whichlora_profiles_db.environment import LIBRARIES
 
+from ..apart import module_command
 from ..nulldevice.compiler import cache_folder
 from .pool import OUR_PACKAGES
 
@@ -149,7 +150,7 @@ def _lock(folder: Path, tell: Progress) -> Iterator[None]:
 
 def _make(folder: Path, plan: _Plan, tell: Progress) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-    _run([sys.executable, "-m", "venv", str(folder)], plan, tell)
+    _run(module_command("venv", str(folder)), plan, tell)
     python = str(folder / "bin" / "python")
     if plan.over:
         (site,) = (folder / "lib").glob("python*/site-packages")
@@ -157,7 +158,7 @@ def _make(folder: Path, plan: _Plan, tell: Progress) -> None:
     limits = folder / "constraints.txt"
     limits.write_text("\n".join(plan.constraints), encoding="utf-8")
     if plan.requirements:
-        _run([python, "-m", "pip", "install", "-c", str(limits), *plan.requirements], plan, tell)
+        _run(module_command("pip", "install", "-c", str(limits), *plan.requirements, python=python), plan, tell)
     (folder / _COMPLETE).write_text(json.dumps(plan.requirements), encoding="utf-8")
 
 
@@ -185,7 +186,7 @@ def _run(command: list[str], plan: _Plan, tell: Progress) -> None:
 def _installed(python: Path) -> tuple[str, dict[str, str]]:
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     command = [str(python), "-c", _VERSIONS, *LIBRARIES]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=python.parents[1], check=False)
     if done.returncode:
         todo = f"Remove {python.parents[1]}: it is made anew."
         raise WhichloraError("an environment's Python does not run", value=done.stderr[-200:], todo=todo)
