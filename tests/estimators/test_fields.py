@@ -125,6 +125,7 @@ def test_settings_of_peft_are_told_where_they_belong(name: str) -> None:
         ("prompt-tuning", {"trainable_tokens": 3}),
         ("prompt-tuning", {"encoder_hidden_size": 64}),
         ("p-tuning", {"prefix_projection": True}),
+        ("prompt-tuning", {"config": {**LLAMA, "model_type": "opt", "ffn_dim": 192, "word_embed_proj_dim": 64}}),
         ("full", {"modules_to_save": ("lm_head",)}),
         ("lora", {"layers_to_transform": (1,)}),
         ("lora", {"trainable_tokens": 3, "targets": ("q_proj", "embed_tokens")}),

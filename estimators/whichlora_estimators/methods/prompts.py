@@ -53,6 +53,12 @@ class EmbeddedPrompt(ABC):
     def __init__(self, model: Model, workload: Workload) -> None:
         check_task(model, workload.method, self.tasks)
         self.model, self.virtual = model, workload.num_virtual_tokens
+        width, config = model.embed.shape[-1], model.config
+        if width != (config.get("hidden_size") or config.get("n_embd") or config.get("d_model")):
+            todo = (
+                "Choose a method that adapts linear layers, LoRA say: PEFT makes virtual tokens as wide as the layers."
+            )
+            raise Unsupported(f"{workload.method} where embeddings are of another width", value=width, todo=todo)
         saved = any(model.words.name.endswith(name) for name in workload.modules_to_save)
         #: Whether looked-up rows are asked for a gradient: the hook is on the copy that PEFT saves, where it came first.
         self.rows_ask = not saved or (workload.kbit_preparation and workload.quantization != "none")
