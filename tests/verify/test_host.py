@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from whichlora.cli import main
 from whichlora.plan import Plan
 from whichlora.verify import Options, Place, Verification, answer, find_place, verify, verify_plan
+from whichlora.verify.recorders import Telling
 from whichlora.verify.stored import remembered
 from whichlora.verify.verifications import check_on
 from whichlora_estimators.errors import BadValue, UnknownName, Unsupported, WhichloraError
@@ -39,6 +40,7 @@ class Ran:
 
     found: tuple[Verification, ...]
     told: tuple[tuple[str, int], ...]
+    progress: tuple[tuple[str, str], ...]
     store: Store
 
 
@@ -47,9 +49,53 @@ def ran(tmp_path_factory: pytest.TempPathFactory, place: Place) -> Ran:
     """Return what the host saw of a training, of one that fails, and of a generation."""
     store = open_store(tmp_path_factory.mktemp("host") / "profiles.duckdb")
     told: list[tuple[str, int]] = []
-    how = Options(steps=STEPS, warmup=0, store=store, on_done=lambda each: told.append((each.outcome, store.count())))
+    progress: list[tuple[str, str]] = []
+    how = Options(
+        steps=STEPS,
+        warmup=0,
+        store=store,
+        on_done=lambda each: told.append((each.outcome, store.count())),
+        on_progress=lambda workload, text: progress.append((workload.id, text)),
+        tell_s=0.0,
+    )
     found = tuple(verify([TRAIN, BROKEN, GENERATE], on=place, options=how))
-    return Ran(found=found, told=tuple(told), store=store)
+    return Ran(found=found, told=tuple(told), progress=tuple(progress), store=store)
+
+
+def test_progress_is_told_of_each_workload_while_it_runs(ran: Ran) -> None:
+    """Phases, then steps or generations and their passes, in order; asked to tell at any time, all of them."""
+    said = {name: [text for id_, text in ran.progress if id_ == name] for name in ("train", "broken", "generate")}
+    assert sum(map(len, said.values())) == len(ran.progress)
+    train = said["train"]
+    assert train[0].startswith("importing")
+    assert [text for text in train if text in ("load", "forward", "backward", "optimizer")][:4] == [
+        "load",
+        "forward",
+        "backward",
+        "optimizer",
+    ]
+    assert [text for text in train if text.startswith("timing")] == [
+        f"timing, {done} of {STEPS} steps done" for done in range(STEPS + 1)
+    ]
+    assert said["broken"] == ["load"]
+    passes = [text for text in said["generate"] if text.startswith("timing")]
+    assert passes == [
+        f"timing generation {number} of {STEPS}, {done} passes done"
+        for number in range(1, STEPS + 1)
+        for done in range(TOKENS + 1)
+    ]
+
+
+def test_what_is_quick_says_nothing() -> None:
+    """Words come no closer together than was asked, and none before that."""
+    said: list[str] = []
+    rare, always = Telling(said.append, 60.0), Telling(said.append, 0.0)
+    for text in "abc":
+        rare(text)
+    assert said == []
+    for text in "abc":
+        always(text)
+    assert said == ["a", "b", "c"]
 
 
 def test_training_and_generation_are_timed_and_kept(ran: Ran) -> None:

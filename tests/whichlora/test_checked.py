@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,12 @@ def test_one_worker_runs_them_all(searched: PickResult, monkeypatch: pytest.Monk
     """The serving and the trainings of a search are run one after the other by a process that stays, here or in `verify`."""
     started: list[str] = []
     start = Pool._start
-    monkeypatch.setattr(Pool, "_start", lambda pool: (started.append(pool._module), start(pool))[1])
+
+    def noted(pool: Pool) -> Any:
+        started.append(pool._module)
+        return start(pool)
+
+    monkeypatch.setattr(Pool, "_start", noted)
     limit = replace(searched.config.stage2, peak_memory_bytes=1)
     for on, module in ((None, "whichlora.rehearse.worker"), ("null", "whichlora.verify.worker")):
         started.clear()

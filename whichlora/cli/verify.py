@@ -134,6 +134,7 @@ def _options(options: dict[str, Any], total: int) -> Options:
     return Options(
         store=results_store(options),
         on_done=_teller(total),
+        on_progress=lambda workload, text: click.echo(f"{workload_name(workload)}: {text}", err=True),
         **{name: options[name] for name in ("steps", "warmup", "timeout_s", "again")},
     )
 

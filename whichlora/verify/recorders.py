@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,24 +39,47 @@ class CudaClock:
         return [first.elapsed_time(then) / 1e3 for first, then in pairwise(marks)]
 
 
+class Telling:
+    """Says how far a run is, at most every `every_s` seconds: what takes less says nothing."""
+
+    def __init__(self, say: Callable[[str], None], every_s: float) -> None:
+        self._say, self._every_s = say, every_s
+        self._last_s = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """Say something, if it is time."""
+        if time.monotonic() - self._last_s >= self._every_s:
+            self._say(text)
+            self._last_s = time.monotonic()
+
+
 class HostClock:
     """The host's own clock, for work that is done when the call returns.
 
-    Of a single thread it counts the time that it ran, not the time that others kept it waiting.
+    Of a single thread it counts the time that it ran, not the time that others kept it waiting. Progress is told once a
+    moment has been taken: what that costs is in the time after it, some microseconds every few seconds.
     """
 
-    def __init__(self, *, warmup: int, steps: int) -> None:
+    def __init__(self, *, warmup: int, steps: int, tell: Callable[[str], None], generates: bool) -> None:
         import torch
 
-        self.warmup, self.steps = warmup, steps
+        self.warmup, self.steps, self._tell, self._generates = warmup, steps, tell, generates
         self._alone = torch.get_num_threads() == 1
+        self._done = self._generations = 0
 
     def mark(self) -> float:
         """Return this moment in seconds."""
-        return time.process_time() if self._alone else time.perf_counter()
+        now_s = time.process_time() if self._alone else time.perf_counter()
+        if self._generates:
+            self._tell(f"timing generation {self._generations + 1} of {self.steps}, {self._done} passes done")
+        else:
+            self._tell(f"timing, {self._done} of {self.steps} steps done")
+        self._done += 1
+        return now_s
 
     def between_s(self, marks: list[float]) -> list[float]:
         """Return the seconds from each moment to the next."""
+        self._generations, self._done = self._generations + 1, 0
         return [then - first for first, then in pairwise(marks)]
 
 
@@ -85,15 +108,16 @@ class HostRecorder(Recorder):
 
     device = "cpu"
 
-    def __init__(self, *, files_bytes: int = 0) -> None:
+    def __init__(self, *, files_bytes: int = 0, tell: Callable[[str], None] = lambda _: None) -> None:
         super().__init__()
-        self._files_bytes = files_bytes
+        self._files_bytes, self._tell = files_bytes, tell
 
     def count_allocated(self, name: str) -> None:
         """PyTorch does not count what it allocates on the host."""
 
     def count_process(self) -> None:
-        """Keep the most memory that the process has had so far."""
+        """Keep the most memory that the process has had so far: before whole steps are timed, and after."""
+        self._tell("memory is known; running the steps that are not timed")
         untouched_bytes = max(0, self._files_bytes - resident_files_bytes())
         self.counts["process_bytes"] = resident_peak_bytes() + untouched_bytes
 
@@ -101,6 +125,7 @@ class HostRecorder(Recorder):
     def phase(self, name: str) -> Iterator[None]:
         """Know where an error struck."""
         self.current = name
+        self._tell(name)
         yield
         self.current = ""
 

@@ -21,6 +21,8 @@ from .stored import measurement, remembered
 
 STEPS = 10
 WARMUP = 2
+#: Seconds between words of how far a workload is.
+TELL_S = 5.0
 _ON_HOST = {
     "precision": ("fp32", "bf16-true", "bf16-mixed"),
     "quantization": ("none",),
@@ -33,7 +35,8 @@ class Options:
     """How to verify: `warmup` steps, then `steps` timed ones; at most `timeout_s` a workload.
 
     What a `store` holds from the same place is not run, except `again`; what is run is put there as soon as it is done,
-    and then `on_done` hears of it.
+    and then `on_done` hears of it. `on_progress` hears every `tell_s` seconds how far a workload is that takes longer, on
+    the host.
     """
 
     steps: int = STEPS
@@ -42,6 +45,8 @@ class Options:
     store: Store | None = None
     again: bool = False
     on_done: Callable[[Verification], None] | None = None
+    on_progress: Callable[[Workload, str], None] | None = None
+    tell_s: float = TELL_S
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -133,13 +138,13 @@ class _Run:
         done = {number: self._verification(found, remembered=True) for number, found in self._remembered().items()}
         for verification in done.values():
             self._tell(verification)
-        settings = {"warmup": self.options.warmup, "steps": self.options.steps}
+        settings = {"warmup": self.options.warmup, "steps": self.options.steps, "tell_s": self.options.tell_s}
         jobs = [
             (number, {"workload": workload_to_json(workload), **settings})
             for number, workload in enumerate(self.asked)
             if number not in done
         ]
-        answers = workers.answers(jobs)
+        answers = workers.answers(jobs, self._tell_progress)
         for number in range(len(self.asked)):
             while number not in done:
                 other, answer = next(answers)
@@ -168,6 +173,10 @@ class _Run:
             prediction=_predicted(measured.workload, gpu) if gpu else None,
             remembered=remembered,
         )
+
+    def _tell_progress(self, number: int, text: str) -> None:
+        if self.options.on_progress:
+            self.options.on_progress(self.asked[number], text)
 
     def _tell(self, verification: Verification) -> None:
         if self.options.on_done:
