@@ -12,7 +12,16 @@ from .workload import Workload
 
 def caveats(workload: Workload, stack: Stack = NEWEST_STACK) -> tuple[str, ...]:
     """Return a sentence for each surprise; none for most workloads. Raises UnknownName for an architecture without recipe."""
-    return tuple(_of_mixtures(workload, stack))
+    return (*_of_mixtures(workload, stack), *_of_lengths(workload))
+
+
+def _of_lengths(workload: Workload) -> Iterator[str]:
+    """Yield that texts are longer than the table of positions, which no rehearsal would find: it looks nothing up."""
+    recipe = find_family(str(workload.config.get("model_type")))
+    longest = recipe.longest(recipe.read(workload.config))
+    length = workload.seq_len if workload.phase == "train" else workload.prefill_len + workload.decoded
+    if longest is not None and length > longest:
+        yield f"it has positions for {longest:,} tokens: a text of {length:,} ends in an error on a card"
 
 
 def _of_mixtures(workload: Workload, stack: Stack) -> Iterator[str]:

@@ -44,3 +44,17 @@ def test_adapted_experts_are_told_of(name: str) -> None:
     found = Workload(model=name, config={"model_type": name}, method="lora")
     assert "adapts the experts too" in caveats(found)[0]
     assert caveats(replace(found, targets=("q_proj",))) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    [("bert-base-uncased", 512), ("roberta-base", 512), ("gpt2", 1024), ("facebook/opt-125m", 2048)],
+)
+def test_texts_beyond_the_table_of_positions_are_told_of(name: str, longest: int) -> None:
+    """A text, or a prompt and its answer, may be as long as the table, no longer; a T5 has none."""
+    task = all_families()[load_model(name, offline=True).family].tasks[0]
+    fits, too_long = (workload(name, task=task, method="full", seq_len=length) for length in (longest, longest + 1))
+    assert (caveats(fits), len(caveats(too_long))) == ((), 1)
+    reads = replace(fits, phase="generate", prefill_len=longest, decode_len=2)
+    assert len(caveats(reads)) == (task == "causal")
+    assert caveats(workload("t5-small", task="seq2seq", phase="generate", prefill_len=10 * longest)) == ()

@@ -158,6 +158,11 @@ class Model(ABC):
         kinds = cls.layer_kinds(c)
         return next(step for step in range(1, len(kinds) + 1) if kinds[step:] == kinds[:-step])
 
+    @classmethod
+    def longest(cls, c: Config) -> int | None:
+        """Return how many tokens a text may have where every position has a row of a table; None: no table limits it."""
+        return None
+
     @abstractmethod
     def make(self, c: Config, build: Build) -> None:
         """Allocate the parameters."""

@@ -218,6 +218,13 @@ class Encoder(Model):
     default_targets = ("query", "value")
     trunk: ClassVar[str] = "bert"
     word_head: ClassVar[type[WordHead]] = WordHead
+    #: Rows of the table of positions that no token has.
+    spare_positions: ClassVar[int] = 0
+
+    @classmethod
+    def longest(cls, c: Config) -> int:
+        """Return the rows of the table of positions, less those that no token has."""
+        return c.count("max_position_embeddings") - cls.spare_positions
 
     def make(self, c: Config, build: Build) -> None:
         """Allocate embeddings, layers and the head of the task."""

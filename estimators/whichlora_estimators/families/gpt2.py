@@ -112,6 +112,11 @@ class Gpt2(Decoder):
         "tie_word_embeddings": True,
     }
 
+    @classmethod
+    def longest(cls, c: Config) -> int:
+        """Return the rows of the table of positions."""
+        return c.count("n_positions")
+
     def make_embeddings(self, c: Config, build: Build) -> None:
         """Allocate learned positions."""
         for flag in ("add_cross_attention", "reorder_and_upcast_attn"):

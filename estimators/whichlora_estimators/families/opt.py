@@ -103,6 +103,12 @@ class Opt(Decoder):
         "tie_word_embeddings": True,
     }
     trunk = "model.decoder"
+
+    @classmethod
+    def longest(cls, c: Config) -> int:
+        """Return the rows of the table of positions."""
+        return c.count("max_position_embeddings")
+
     project_in: Linear | None = None
     project_out: Linear | None = None
     final_norm: LayerNorm | None = None

@@ -49,6 +49,7 @@ class Roberta(Encoder):
     defaults: ClassVar = {**Bert.defaults, "vocab_size": 50265}
     trunk = "roberta"
     word_head = RobertaWordHead
+    spare_positions = 2  # that of padding, and one before it
 
     def sentence_head(self, c: Config, build: Build) -> Head:
         """Make the head that classifies sentences."""
