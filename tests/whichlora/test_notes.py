@@ -114,6 +114,7 @@ def test_notes_name_each_model_once_in_the_order_met() -> None:
     assert list(found.values()) == [list(names[1:])]
     assert tuple(found) == caveats(workloads[1])
     assert notes(workloads, parse_stack("transformers==4.57.6")) == {}
+    assert notes([workloads[1].with_(config={"model_type": "unheard-of"})], NEWEST_STACK) == {}
 
 
 def test_rehearse_tells_what_estimate_tells(mixture: Path) -> None:
