@@ -167,6 +167,8 @@ class Build:
     waiting: list[Tensor] = field(default_factory=list)
     #: What the 8-bit codes of scales mean, once for all layers.
     code: Tensor | None = None
+    #: Makes the copies of modules that train whole, if any are still to be made.
+    saving: Callable[[], None] | None = None
     #: What methods add to the loss.
     penalties: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
 
@@ -242,6 +244,12 @@ class Build:
             return self.tape.new(shape, dtype)
         self.waiting.append(Tensor(self.tape, None, shape, dtype))
         return self.waiting[-1]
+
+    def save(self) -> None:
+        """Make the copies of modules that train whole, once."""
+        saving, self.saving = self.saving, None
+        if saving is not None:
+            saving()
 
     def settle(self) -> None:
         """Give every waiting tensor its storage."""

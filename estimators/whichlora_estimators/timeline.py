@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -310,10 +311,11 @@ def _trainable_model(workload: Workload, tape: Tape, config: Mapping[str, Any]) 
     if workload.quantization != "none" and workload.kbit_preparation:
         prepare_for_training(model.build)
     check_options(method, workload)
+    model.build.saving = None if method.trains_base else partial(save_modules, model, workload)
     method.adapt(model, workload)
     if not method.trains_base:
         train_biases(model.build, workload.bias)
-        save_modules(model, workload)
+        model.build.save()
         train_tokens(model, workload)
     return model
 

@@ -234,7 +234,10 @@ class Falcon(RotaryDecoder):
         tape = x.tape
         alibi = self._slopes(x, batch, keys, padded=context.padded) if self.alibi else None
         numbers = tape.new((1, tokens), INT64)
-        mask = _mask(x, batch, tokens, keys, context)
+        mask = attention.causal_mask(
+            x, batch=batch, queries=tokens, keys=keys, padded=context.padded, kind=context.attention, needed=True
+        )
+        assert mask is not None  # it is asked for whatever is seen
         if alibi is not None:
             mask = _biased(alibi, mask, x)
         tables = super().positions(x, ids, context)
@@ -251,16 +254,6 @@ class Falcon(RotaryDecoder):
         bias = ops.cast(tape.new((batch, self.heads, 1, keys), BF16), x.dtype)
         del counted
         return bias
-
-
-def _mask(x: Tensor, batch: int, queries: int, keys: int, context: Context) -> Tensor:
-    """Make the causal mask, [B, 1, T, S]: bool (of one sample, if none is padded) for sdpa, float for eager."""
-    tape = x.tape
-    allowed = tape.new((batch if context.padded else 1, 1, queries, keys), BOOL)
-    tape.launch(allowed.bytes)
-    if context.attention == "sdpa":
-        return Tensor(tape, allowed.storage, (batch, 1, queries, keys), BOOL)
-    return ops.cast(Tensor(tape, allowed.storage, (batch, 1, queries, keys), BOOL), x.dtype)
 
 
 def _biased(alibi: Tensor, mask: Tensor, x: Tensor) -> Tensor:

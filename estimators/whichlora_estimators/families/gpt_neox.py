@@ -110,6 +110,7 @@ class GptNeox(RotaryDecoder):
         "hidden_act": "gelu",
         "use_parallel_residual": True,
         "attention_bias": True,
+        "classifier_dropout": 0.1,
         "tie_word_embeddings": False,
     }
 

@@ -84,10 +84,15 @@ def trained(build: Build, name: str, *shape: int, dtype: Dtype = FP32, frozen: b
 
 @contextmanager
 def upcast(build: Build) -> Iterator[None]:
-    """Convert the 16-bit parameters that are added inside to fp32, one by one (tuners_utils.py, cast_adapter_dtype)."""
+    """Convert the 16-bit parameters that are added inside to fp32, one by one (tuners_utils.py, cast_adapter_dtype).
+
+    Copies of modules that train whole are made before that.
+    """
     before = len(build.parameters)
     yield
-    widen(build, (parameter.tensor for parameter in build.parameters[before:]))
+    added = build.parameters[before:]
+    build.save()
+    widen(build, (parameter.tensor for parameter in added))
 
 
 def widen(build: Build, tensors: Iterable[Tensor]) -> None:
