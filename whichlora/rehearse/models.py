@@ -64,7 +64,8 @@ def _kept_whole(workload: Workload, auto: Any, config: Any) -> set[str]:
     """Return the names of modules that `from_pretrained` keeps in fp32 in a model in fp16. A model that trains is made here."""
     if workload.phase == "train" or dtype_name(workload) != "float16":
         return set()
-    return set(getattr(auto._model_mapping[type(config)], "_keep_in_fp32_modules", None) or ())
+    model = auto._model_mapping.get(type(config), None)
+    return set(getattr(model, "_keep_in_fp32_modules", None) or ())
 
 
 def dtype_name(workload: Workload) -> str:
