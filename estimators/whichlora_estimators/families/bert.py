@@ -173,7 +173,7 @@ class WordHead(Head):
     #: Names of modules: what holds the head, in it the dense layer and the norm.
     names: ClassVar[tuple[str, str, str]] = ("cls.predictions", "transform.dense", "transform.LayerNorm")
 
-    def __init__(self, c: Config, build: Build, embedding: Tensor) -> None:
+    def __init__(self, c: Config, build: Build, embedding: Tensor | None) -> None:
         width, vocab = c.count("hidden_size"), c.count("vocab_size")
         module, dense, norm = self.names
         tied = embedding if c.flag("tie_word_embeddings") else None
@@ -218,6 +218,8 @@ class Encoder(Model):
     default_targets = ("query", "value")
     trunk: ClassVar[str] = "bert"
     word_head: ClassVar[type[WordHead]] = WordHead
+    #: Whether the head is made before all else.
+    head_first: ClassVar[bool] = False
     #: Rows of the table of positions that no token has.
     spare_positions: ClassVar[int] = 0
 
@@ -227,16 +229,23 @@ class Encoder(Model):
         return c.count("max_position_embeddings") - cls.spare_positions
 
     def make(self, c: Config, build: Build) -> None:
-        """Allocate embeddings, layers and the head of the task."""
+        """Allocate embeddings, layers and the head of the task; one that shares the table of words comes behind that."""
+        tied = build.task == "masked-lm" and c.flag("tie_word_embeddings")
+        if self.head_first and not tied:
+            self.head = self._make_head(c, build, None)
         with build.inside(f"{self.trunk}.embeddings"):
             self._make_embeddings(c, build)
         self.blocks = [self._layer(c, build, index) for index in range(c.count(self.layers_key))]
+        if tied or not self.head_first:
+            self.head = self._make_head(c, build, self.embed)
+
+    def _make_head(self, c: Config, build: Build, embedding: Tensor | None) -> Head:
         make_head: dict[str, Callable[[], Head]] = {
             "seq-cls": partial(self.sentence_head, c, build),
             "token-cls": partial(TokenHead, c, build),
-            "masked-lm": partial(self.word_head, c, build, self.embed),
+            "masked-lm": partial(self.word_head, c, build, embedding),
         }
-        self.head = make_head[build.task]()
+        return make_head[build.task]()
 
     def _make_embeddings(self, c: Config, build: Build) -> None:
         width = c.count("hidden_size")

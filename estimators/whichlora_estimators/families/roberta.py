@@ -74,3 +74,4 @@ class XlmRoberta(Roberta):
     """RoBERTa over many languages."""
 
     defaults: ClassVar = Bert.defaults
+    head_first = True
