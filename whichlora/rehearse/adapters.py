@@ -166,7 +166,9 @@ def check(workload: Workload) -> None:
         todo = 'Without padding it takes what "sdpa" takes, whose kernel is the same: rehearse that.'
         raise Unsupported("the flash-attn library is not installed", value=workload.attention, todo=todo)
     if workload.phase == "train" and workload.optimizer == LORA_FA != workload.method:
-        raise Unsupported("this optimizer trains nothing but LoRA-FA's B", value=workload.method, todo="Choose lora-fa.")
+        raise Unsupported(
+            "this optimizer trains nothing but LoRA-FA's B", value=workload.method, todo="Choose lora-fa."
+        )
     if workload.phase == "train" and workload.method == FULL and workload.quantization != "none":
         todo = 'Choose an adapter ("lora"), or no quantization.'
         raise Unsupported("weights that are quantised are not trained", value=workload.quantization, todo=todo)
