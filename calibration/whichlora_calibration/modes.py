@@ -8,7 +8,7 @@ much as groups not seen need. Where groups are too few for that, the formula's o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,7 @@ def _summaries(group: str, held: Sequence[Held], strata: Sequence[Stratum]) -> d
 
 
 def _applied(found: Mapping[Stratum | None, Mapping[str, Any]]) -> set[Stratum]:
-    """Return where the correction wins. A phase of few groups goes with all phases together, unless it is worse there."""
+    """Return where the correction wins; in a phase of few groups it has to win in all together as well."""
     whole = found[None]
     overall = whole["groups"] >= FEWEST_GROUPS and whole["wins"] >= WINS
     applied = set()
@@ -235,12 +235,7 @@ def spans_of(
     errors = _Errors.of(held, group, applied or set(), joined=joined)
     everything = np.ones(len(held), dtype=bool)
     like = {stratum: errors.alike(stratum, everything, FEWEST_TOLD) for stratum in strata}
-    parted = [
-        (number, stratum, mine, errors.alike(stratum, others(fold, errors.table), FEWEST_ALIKE))
-        for number, fold in enumerate(folds(errors.table, group))
-        for stratum in strata
-        if len(mine := fold[errors.own_of(stratum)[fold]])
-    ]
+    parted = list(errors.parted(strata))
 
     def at(level: float) -> tuple[Spans, Flags]:
         parts = [errors.part(number, mine, rest, level) for number, _, mine, rest in parted]
@@ -303,6 +298,14 @@ class _Errors:
         """Return the weights of a stratum's errors, 0 of others; all as they are where it has none."""
         mine = self.own_of(stratum)
         return self.table.weights * mine if mine.any() else self.table.weights
+
+    def parted(self, strata: Sequence[Stratum]) -> Iterator[tuple[int, Stratum, Places, Flags]]:
+        """Yield each fold's errors of each stratum, by their places, and those of other groups that bound them."""
+        for number, fold in enumerate(folds(self.table, self.group)):
+            for stratum in strata:
+                mine = fold[self.own_of(stratum)[fold]]
+                if len(mine):
+                    yield number, stratum, mine, self.alike(stratum, others(fold, self.table), FEWEST_ALIKE)
 
     def names(self, places: Places) -> set[str]:
         """Return the groups of some errors."""
