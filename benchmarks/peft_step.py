@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from peft_methods import EXPERIMENTS, Experiment
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.peft_methods import EXPERIMENTS, Experiment
 
 BATCH = 4
 #: Padded lengths: the means of the shortest fifth of all batches, of the next, and so on. PEFT's samples have 209.9 tokens on
@@ -125,24 +125,29 @@ def main(method: str, record: Path | None = None) -> None:
 
 
 class _Recorder:
-    """Writes down what is laid on the lanes of a rehearsal's clock: [host, card] seconds, and null where the host waited.
+    """Writes down what is laid on the lanes of a rehearsal's clock: [host, card, starts], and [seconds] of a wait.
 
-    Seconds of the host are in launches of modules without autograd, those of the card without the gap behind a launch.
+    The host's share is in launches of modules without autograd, the card's in seconds without those that a kernel takes to
+    start, where `starts` says that it does.
     """
 
     def __init__(self) -> None:
         import ctypes
 
-        ticking = next(m for name, m in sys.modules.items() if name.endswith(".ticking") and getattr(m, "_started", 0))
+        ticking = next(
+            m for name, m in sys.modules.items() if name.endswith(".ticking") and getattr(m, "_started", False)
+        )
         lanes = ticking._started[0]
-        self.gap_s, self.launch_s = sys.modules[type(lanes).__module__].GAP_S, lanes.issue.launch_s
+        self.issue, self.work, self.takes = lanes.issue, lanes.issue.work, lanes.control.wait_takes
         self.host_s = ctypes.CDLL(None).nullcuda_host_s
         self.host_s.restype = ctypes.c_double
         self.steps: list[dict[str, Any]] = []
-        self.events: list[list[float] | None] = []
-        work = lanes.issue.work
-        lanes.issue.work = lambda host_s, card_s: self._lay(work, host_s, card_s, self.gap_s)
-        lanes.control.work = lambda host_s, card_s: self._lay(work, host_s, card_s, 0.0)
+        self.events: list[list[float]] = []
+        module = sys.modules[type(lanes).__module__]
+        self.wait_s, self.start_s = module.WAIT_S, module.START_S
+        lanes.issue.lay = self._launches
+        lanes.issue.work = lanes.control.work = self._work
+        lanes.control.wait_takes = self._wait_takes
         self.reached_s = self.host_s()
 
     def begin(self, **about: float) -> None:
@@ -157,12 +162,26 @@ class _Recorder:
 
     def _look_for_waits(self) -> None:
         if self.host_s() > self.reached_s + 1e-12:
-            self.events.append(None)
+            self.events.append([self.wait_s])
+        self.reached_s = self.host_s()
 
-    def _lay(self, work: Any, host_s: float, card_s: float, gap_s: float) -> None:
+    def _wait_takes(self, seconds: float) -> None:
         self._look_for_waits()
-        work(host_s, card_s)
-        self.events.append([host_s / self.launch_s, card_s - gap_s if card_s > 0 else 0.0])
+        self.wait_s = seconds
+        self.takes(seconds)
+
+    def _launches(self, kernels: list[Any], share: float) -> None:
+        for kernel in kernels:
+            starts = bool(kernel.moved_bytes and not kernel.m)
+            self._lay(share, self.issue.roofline.kernel_s(kernel), starts=starts)
+
+    def _work(self, host_s: float, card_s: float) -> None:
+        self._lay(host_s / self.issue.launch_s, card_s, starts=False)
+
+    def _lay(self, share: float, card_s: float, *, starts: bool) -> None:
+        self._look_for_waits()
+        self.work(share * self.issue.launch_s, card_s + starts * self.start_s)
+        self.events.append([share, card_s, int(starts)])
         self.reached_s = self.host_s()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from whichlora.rehearse.lanes import BACKWARD, GAP_S, LISTED, OUTSIDE, RECORDED
+from whichlora.rehearse.lanes import BACKWARD, LISTED, OUTSIDE, RECORDED, START_S
 from whichlora.rehearse.script import rehearse_script
 from whichlora.rehearse.timed import TimedRehearsal, answer, rehearse_times
 from whichlora_estimators.decomposed import SVD_S, WAIT_S, svd_seconds
@@ -54,6 +54,8 @@ seen = {
     "listed": timed(lambda: torch._foreach_add_(lists, 1.0)),
     "hidden": timed(lambda: (larger @ larger, many(100))),
     "read": timed(lambda: ((larger @ larger)[0, 0].item(), many(100))),
+    "once": timed(lambda: (larger @ larger)[0, 0].item()),
+    "again": timed(lambda: ((larger @ larger)[0, 0].item(), torch.cuda.synchronize())),
     "svd": timed(lambda: torch.linalg.svd(torch.empty(32, 32, device="cuda"))),
     "pinv": timed(lambda: torch.linalg.pinv(torch.empty(32, 32, device="cuda"))),
     "nothing": timed(lambda: None),
@@ -116,11 +118,16 @@ def test_who_calls_decides_what_a_launch_takes_the_host(seen: dict[str, Any]) ->
 def test_lanes_overlap_until_somebody_waits(seen: dict[str, Any]) -> None:
     """Two lanes take no less than either and no more than both; a value that is read back levels them."""
     device_s, host_s = seen["larger"], seen["100"]
-    assert (
-        max(device_s, host_s) + 100 * GAP_S <= seen["hidden"] <= device_s + host_s
-    )  # those that wait in line have gaps
+    in_line_s = max(device_s, host_s) + 100 * START_S  # each of those that wait in line has to start
+    assert in_line_s <= seen["hidden"] <= device_s + host_s
     assert seen["read"] == pytest.approx(device_s + WAIT_S + host_s, rel=0.05)
     assert seen["nothing"] == 0
+
+
+def test_a_card_that_is_known_to_be_idle_is_not_waited_for(seen: dict[str, Any]) -> None:
+    """Reading a value costs one wait, and a synchronisation right behind it none."""
+    assert seen["once"] == pytest.approx(seen["larger"] + WAIT_S, rel=0.02)
+    assert seen["again"] == pytest.approx(seen["once"], abs=WAIT_S / 4)
 
 
 def test_decompositions_take_what_was_published(seen: dict[str, Any]) -> None:

@@ -13,14 +13,14 @@ import os
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
 from whichlora_estimators.decomposed import AROUND_SVD, WAIT_S, svd_seconds
 from whichlora_estimators.gpus import Gpu, gpu_from_fields
-from whichlora_estimators.roofline import Roofline, launch_seconds
+from whichlora_estimators.roofline import Roofline, default_constants, launch_seconds
 from whichlora_estimators.tape import Kernel
 
 from .seen import kernels_of, tensors_in
@@ -34,11 +34,10 @@ TIME = "WHICHLORA_REHEARSAL_TIME"
 # Measured on the null device: benchmarks/host_shares.py, 2026-11-22, PyTorch 2.14.
 RECORDED, BACKWARD, OUTSIDE, LISTED = 1.36, 1.07, 0.6, 0.2
 
-#: What the card takes from the end of a kernel to the work of the next, beside what the roofline says of each: none overlaps
-#: with the one before it, and each has to start and to drain, for which the roofline has a least time in place of a sum.
-#: Chosen together with the host of PEFT's L40S, on its published steps of 13 methods that the six of docs/time.md are not
-#: among: benchmarks/peft_host.py, 2026-11-22.
-GAP_S = 3e-6
+#: What a kernel that is bound by bytes takes to start and to drain, on top of its bytes; the roofline's products have such a
+#: time of their own, and for the others it has a least time in place of a sum. Chosen together with the host of PEFT's L40S,
+#: of a grid, on its published steps of nine methods (benchmarks/peft_host.py, 2026-11-22); the six in docs/time.md are others.
+START_S = 3.5e-6
 
 
 def variables(gpu: Gpu) -> dict[str, str]:
@@ -110,7 +109,8 @@ class _Issue:
     def __init__(self, gpu: Gpu, control: Any) -> None:
         self.launches: Callable[[], int] = control.launches
         self.work: Callable[[float, float], None] = control.work
-        self.roofline, self.launch_s = Roofline(gpu), launch_seconds(gpu)
+        self.roofline = Roofline(gpu, replace(default_constants(), pointwise_floor_s=0.0))
+        self.launch_s = launch_seconds(gpu)
         self.durations: dict[Kernel, float] = {}
         self.main = threading.get_ident()
         self.modules = 0
@@ -146,8 +146,8 @@ class _Issue:
 
     def _on_card_s(self, kernel: Kernel) -> float:
         """Return what a kernel keeps the card busy; a launch that moves nothing is none."""
-        seconds = self.roofline.kernel_s(kernel)
-        return seconds + GAP_S if seconds else 0.0
+        starts = kernel.moved_bytes and not kernel.m
+        return self.roofline.kernel_s(kernel) + (START_S if starts else 0.0)
 
 
 def _mode(issue: _Issue) -> Any:

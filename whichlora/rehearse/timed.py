@@ -18,8 +18,8 @@ from .records import EVIDENCE
 from .rehearsals import TIMEOUT_S, environment_of
 
 _WORKER = "whichlora.rehearse.timed_worker"
-#: Between which multiples of a rehearsed time measured ones are to be expected: PEFT's published runs of 19 methods of training
-#: a Llama-3.2-3B on an L40S took 0.94 to 1.15 times what benchmarks/peft_step.py shows on the null device; and some more, since
+#: Between which multiples of a rehearsed time measured ones are to be expected: PEFT's published runs of 15 methods of training
+#: a Llama-3.2-3B on an L40S took 0.94 to 1.14 times what benchmarks/peft_step.py shows on the null device; and some more, since
 #: that card's host was known from these runs.
 MEASURED_OVER_REHEARSED = (0.85, 1.25)
 
