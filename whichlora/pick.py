@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from whichlora_calibration import Prediction, TimeSpan, Verdict, corrected_times, judge, predict
-from whichlora_calibration.prediction import reserved_range
+from whichlora_calibration.prediction import process_range
 from whichlora_estimators.errors import WhichloraError
 from whichlora_estimators.gpus import context_bytes
 from whichlora_estimators.methods import find_method
@@ -263,7 +263,7 @@ def _judged(config: PickConfig, blank: Row, setup: Setup, batch: int, accumulati
     workload = setup.workload.with_(batch_size=batch, accumulation=accumulation)
     peak_bytes = setup.peak_bytes(batch, accumulation)
     batches = setup.widths.batches
-    least, most = (size + context_bytes(config.gpu) for size in reserved_range(workload, peak_bytes))
+    least, most = process_range(workload, config.gpu, peak_bytes, correction=config.correction)
     limit_bytes = memory_limit(config, workload.phase)
     verdict, reasons = _verdict(least, most, limit_bytes)
     row = replace(

@@ -8,7 +8,7 @@ from enum import Enum
 
 from whichlora_estimators.caveats import caveats
 from whichlora_estimators.estimate import Estimate, Times, estimate
-from whichlora_estimators.gpus import Gpu
+from whichlora_estimators.gpus import Gpu, context_bytes
 from whichlora_estimators.roofline import TimeSpan, time_span
 from whichlora_estimators.stack import NEWEST_STACK, Stack
 from whichlora_estimators.workload import Workload
@@ -213,11 +213,20 @@ def judge(least_bytes: int, most_bytes: int, limit_bytes: int) -> Verdict:
     return Verdict.TIGHT if least_bytes <= limit_bytes else Verdict.DOES_NOT_FIT
 
 
-def reserved_range(workload: Workload, allocated_peak_bytes: int) -> tuple[int, int]:
-    """Bound what PyTorch reserves for an allocated peak: live bytes at least, the allocator's usual slack at most.
+def process_range(
+    workload: Workload, gpu: Gpu, allocated_peak_bytes: int, *, correction: Choice = CURRENT
+) -> tuple[int, int]:
+    """Bound process bytes for an allocated peak: live bytes at least, the allocator's usual slack at most, and the context.
 
-    For searches that replay no allocator; `predict` does.
+    For searches that replay no allocator. It is as wide as what `predict` says, at least, of a correction that only bounds.
     """
-    low, _ = rehearsed_range("allocated", workload.phase)
-    _, high = rehearsed_range("reserved_over_allocated", workload.phase)
-    return int(allocated_peak_bytes * low), int(allocated_peak_bytes * high)
+    phase, context = workload.phase, context_bytes(gpu)
+    (low, _), (_, high) = rehearsed_range("allocated", phase), rehearsed_range("reserved_over_allocated", phase)
+    least, most = int(allocated_peak_bytes * low), int(allocated_peak_bytes * high)
+    own = with_context((least, most), context)
+    used = current_correction() if correction is CURRENT else correction
+    part = None if used is None else used.targets.get("process")
+    if part is None:
+        return own
+    mode = part.mode(phase, gpu.slug)
+    return min(own[0], int((least + context) * mode.low)), max(own[1], int((most + context) * mode.high))
