@@ -5,19 +5,14 @@ Each was found by rehearsing under the source's versions, or by what its bytes a
 
 from __future__ import annotations
 
-from benchmarks.published_memory import predicted_bytes
 from benchmarks.published_questions import Question
 
 #: Prompts from here on show in qwen3's figures what they lack; with one token less than the whole cache shows.
 PROMPT = 2
-#: Bytes this near to what explains them are explained.
-SAME = 0.001
 
 
 def reason(asked: Question) -> str:
     """Return what explains a difference, nothing where that is not known."""
-    if asked.source == "optimum-benchmark":
-        return _optimum(asked)
     if asked.source == "fms-acceleration":
         return _fms(asked)
     if asked.source == "peft":
@@ -33,15 +28,6 @@ def reason_of_ratio(asked: Question) -> str:
         # 28 layers, two targets of rank 32 over 3,072 inputs, fp32: 22.0 MB; 6.880 GB were left, 6.858 six months before
         return "A was not frozen in that run: after a step its gradients were left as well, 22 MB more than in the runs before"
     return "not known"
-
-
-def _optimum(asked: Question) -> str:
-    """Tell of passes that ran while the output of the one before was held; another table of the source has none."""
-    held = asked.workload.with_(previous_kept=True)
-    error = predicted_bytes(held, asked.gpu, asked.metric, dict(asked.versions)) / asked.measured - 1
-    if held.passes == 1 or abs(error) > SAME:
-        return ""
-    return f"the output of the pass before was still held (previous_kept): of that the formula is {error:+.2%} off"
 
 
 def _qwen3(asked: Question) -> str:
