@@ -31,8 +31,9 @@ def check(
     """Return the search with its choice rehearsed; with `on` "cuda" verified on the card as well, with "null" only there.
 
     `on` may be a place that was found before. Rows are tried best first, those that straddle a limit included, until one
-    keeps every limit with the bytes (and the time, on a card) that were seen. Before the first row of a model its inference is run in the same way; a model that
-    does not serve is not kept. What was seen replaces what was predicted, in the row and in its evidence.
+    keeps every limit with the bytes (and the time, on a card) that were seen. Before the first row of a model its
+    inference is run in the same way; a model that does not serve is not kept. What was seen replaces what was predicted,
+    in the row and in its evidence.
     Raises WhichloraError where the training stack or the card is missing.
     """
     config = result.config
