@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Stratum = tuple[str, str]
 #: Groups below which held-out errors tell too little of others: nothing is applied, and the formula's interval is joined.
 FEWEST_GROUPS = 5
+#: By how much a correction has to lower the median error: less is not worth a number that was fitted.
+LEAST_GAIN = 0.002
 #: Groups whose errors bound those of another one in their stratum; where there are fewer, others' errors do too.
 FEWEST_ALIKE = 2
 #: Groups below which it is not told how often intervals held: the others are too few to have made them.
@@ -169,7 +171,7 @@ def _applied(found: Mapping[Stratum | None, Mapping[str, Any]]) -> set[Stratum]:
     overall = whole["groups"] >= FEWEST_GROUPS and whole["wins"] >= WINS
     applied = set()
     for stratum, part in found.items():
-        wins = part["wins"] >= WINS
+        wins = part["wins"] >= WINS and part["gain"] >= LEAST_GAIN
         if stratum and (wins if part["groups"] >= FEWEST_GROUPS else overall and (wins or not part["groups"])):
             applied.add(stratum)
     return applied
