@@ -294,7 +294,9 @@ def settled(config: PickConfig, row: Row) -> tuple[Row, Prediction]:
     """Predict a row in full, allocator replayed, which narrows its range."""
     prediction = predict(row.workload, config.gpu, stack=config.stack, correction=config.correction)
     process = prediction.process
-    verdict, reasons = _verdict(process.low_bytes, process.high_bytes, memory_limit(config, row.workload.phase))
+    # at the least what is live, and the context, as in the verdict of a prediction
+    least_bytes = prediction.allocated.low_bytes + prediction.estimate.context_bytes
+    verdict, reasons = _verdict(least_bytes, process.high_bytes, memory_limit(config, row.workload.phase))
     found = replace(
         with_times(row, prediction.times),
         allocated_peak_bytes=prediction.estimate.allocated_peak_bytes,

@@ -218,7 +218,7 @@ def process_range(
 ) -> tuple[int, int]:
     """Bound process bytes for an allocated peak: live bytes at least, the allocator's usual slack at most, and the context.
 
-    For searches that replay no allocator. It is as wide as what `predict` says, at least, of a correction that only bounds.
+    For searches that replay no allocator. Its upper end is no lower than what `predict` says, of a correction that only bounds.
     """
     phase, context = workload.phase, context_bytes(gpu)
     (low, _), (_, high) = rehearsed_range("allocated", phase), rehearsed_range("reserved_over_allocated", phase)
@@ -229,4 +229,4 @@ def process_range(
     if part is None:
         return own
     mode = part.mode(phase, gpu.slug)
-    return min(own[0], int((least + context) * mode.low)), max(own[1], int((most + context) * mode.high))
+    return own[0], max(own[1], int((most + context) * mode.high))
