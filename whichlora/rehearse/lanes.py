@@ -36,7 +36,7 @@ RECORDED, BACKWARD, OUTSIDE, LISTED = 1.36, 1.07, 0.6, 0.2
 
 #: What a kernel that is bound by bytes takes to start and to drain, on top of its bytes; the roofline's products have such a
 #: time of their own, and for the others it has a least time in place of a sum. Chosen together with the host of PEFT's L40S,
-#: of a grid, on its published steps of nine methods (benchmarks/peft_host.py, 2026-11-22); the six in docs/time.md are others.
+#: of a grid, on its published steps of 13 methods (benchmarks/peft_host.py, 2026-11-22); the six in docs/time.md are others.
 START_S = 3.5e-6
 
 
