@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class CompileReplay(BuildHookInterface):  # type: ignore[type-arg]
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", "") or str(error)
             self.app.display_warning(f"estimates will be slower, as {SOURCE} was not compiled: {said}")
-            library.unlink(missing_ok=True)
-            fresh.unlink(missing_ok=True)
+            with suppress(OSError):  # a source tree that cannot be written to
+                library.unlink(missing_ok=True)
+                fresh.unlink(missing_ok=True)
             return False
         return True
