@@ -32,7 +32,9 @@ class Curve:
         self.scaled = self._scaled()
 
     def _scaled(self) -> Scaled | None:
-        for ranks in (self.ranks, ()):  # of what does not grow evenly with the rank, this one's alone
+        for ranks in dict.fromkeys(
+            (tuple(self.ranks), ())
+        ):  # of what does not grow evenly with the rank, this one's alone
             try:
                 return Scaled(self.workload, self.gpu, stack=self.stack, ranks=ranks)
             except NotAffine:

@@ -31,9 +31,9 @@ from .allocator_pool import (
 from .errors import BadValue, WhichloraError
 from .units import MIB, format_bytes
 
-__all__ = ["AllocatorConfig", "AllocatorState", "CachingAllocator", "OutOfMemory", "replay"]
+__all__ = ["BLOCK_BYTES", "AllocatorConfig", "AllocatorState", "CachingAllocator", "OutOfMemory", "replay"]
 
-_BLOCK_BYTES = 512  # every block is a multiple
+BLOCK_BYTES = 512  # every block is a multiple (c10/core/AllocatorConfig.h, kMinBlockSize)
 _SMALL_BYTES = MIB  # the largest block of the small pool, whose segments are one page
 _LARGE_BYTES = 10 * MIB  # from here on a request gets a segment of its own size
 _UNLIMITED_BYTES = 2**42  # more than any card has and any block is
@@ -312,13 +312,13 @@ class CachingAllocator:
 
     def _rounded(self, sizes_bytes: Sequence[int]) -> list[int]:
         """Round requests up to whole blocks, or to a division of their power of two where the settings ask for it."""
-        rounded = [size + _BLOCK_BYTES - 1 & -_BLOCK_BYTES for size in sizes_bytes]
+        rounded = [size + BLOCK_BYTES - 1 & -BLOCK_BYTES for size in sizes_bytes]
         table = self._config.roundup_table
         if max(table) > 1:
             for index, size in enumerate(sizes_bytes):
                 power = max(size.bit_length() - 1, 0)
                 divisions = table[min(max(power - 20, 0), len(table) - 1)]
-                if divisions > 1 and size > _BLOCK_BYTES * divisions:
+                if divisions > 1 and size > BLOCK_BYTES * divisions:
                     rounded[index] = ceil_to(size, 2**power // divisions)
         return rounded
 

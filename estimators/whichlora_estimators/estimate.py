@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .allocator import AllocatorConfig
+from .allocator import BLOCK_BYTES, AllocatorConfig
 from .gpus import Gpu, context_bytes
-from .replayed import BLOCK_BYTES, Moment, highest, replay
+from .replayed import Moment, highest, replay
 from .roofline import RooflineConstants, lane_times
 from .stack import NEWEST_STACK, Stack
 from .tape import Kernel

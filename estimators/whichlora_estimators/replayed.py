@@ -14,15 +14,12 @@ from itertools import accumulate, compress, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .allocator import AllocatorConfig, AllocatorState, CachingAllocator
+from .allocator import BLOCK_BYTES, AllocatorConfig, AllocatorState, CachingAllocator
 
 if TYPE_CHECKING:
     import ctypes
 
     from .timeline import Timeline
-
-#: PyTorch's rounding of every allocation (c10/core/AllocatorConfig.h, kMinBlockSize).
-BLOCK_BYTES = 512
 
 LIBRARY = Path(__file__).parent / "_replay.so"
 _COUNTERS = (

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from .allocator import BLOCK_BYTES
 from .estimate import Times, times_by, times_of
 from .families import find_family
 from .gpus import Gpu
 from .methods.targets import tells_layers_apart
-from .replayed import BLOCK_BYTES
 from .roofline import Roofline, launch_seconds
 from .stack import NEWEST_STACK, Stack
 from .stretches import Stretch, deep_seconds, stretch
